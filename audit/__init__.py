@@ -1,0 +1,1 @@
+"""Tests of a trained model for leakage and bias, and the report."""

@@ -1,0 +1,1 @@
+"""The command `cloister`: the composition root."""

@@ -1,0 +1,137 @@
+"""The command `cloister`: arguments in, exit code out. Data to stdout, logs to stderr.
+
+Exit codes: 0 ok, 1 failure, 2 usage, 3 refused by policy or budget, 4 an audit gate failed.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from core.errors import CloisterError
+
+# Before the first import of Flower, Ray or a Hugging Face library: none may call home.
+OFFLINE: Final = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: The command line without the program's name; ``None`` for the process's own.
+
+    Returns:
+        The exit code.
+    """
+    os.environ.update(OFFLINE)
+    options = build_parser().parse_args(arguments)
+    _configure_logging(options.verbose)
+    try:
+        return int(options.run(options))
+    except CloisterError as error:
+        sys.stderr.write(f"cloister: {error.code}: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("cloister: interrupted; run the same command again to go on\n")
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="cloister",
+        description="Train Transformers across organisations that may not pool their text.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_simulate(commands)
+    _add_client(commands)
+    return parser
+
+
+def _add_simulate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    simulate = commands.add_parser(
+        "simulate",
+        help="train across simulated sites on this machine",
+        description="Train across simulated sites on this machine; without --config, the "
+        "embedded example of three hospitals. Started again with the same output folder, an "
+        "interrupted run goes on.",
+    )
+    simulate.add_argument("--config", type=Path, metavar="FILE", help="the federation's file")
+    _add_overrides(simulate)
+    simulate.add_argument(
+        "--output", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)"
+    )
+    simulate.add_argument("--json", action="store_true", help="print the summary as JSON")
+    simulate.add_argument(
+        "--print-task",
+        action="store_true",
+        help="print the task's terms and their hash, which sites approve, and stop",
+    )
+    _add_verbose(simulate)
+
+    def run(options: argparse.Namespace) -> int:
+        from cli.simulate import run_simulate  # torch and Flower take seconds to import
+
+        return run_simulate(options)
+
+    simulate.set_defaults(run=run)
+
+
+def _add_client(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    client = commands.add_parser("client", help="a site's own tools")
+    tools = client.add_subparsers(required=True, metavar="TOOL")
+    ledger = tools.add_parser(
+        "ledger",
+        help="verify a site's ledger and show what was spent",
+        description="Verify a site's ledger from its first entry to its last, and show what "
+        "each round was debited and the epsilon over the site's whole life.",
+    )
+    ledger.add_argument("ledger", type=Path, metavar="LEDGER", help="the ledger.sqlite file")
+    ledger.add_argument("--site", required=True, help="the site that the ledger belongs to")
+    ledger.add_argument("--delta", type=float, default=1e-5, help="delta (default: 1e-5)")
+    ledger.add_argument("--json", action="store_true", help="print JSON")
+    _add_verbose(ledger)
+
+    def run(options: argparse.Namespace) -> int:
+        from cli.ledger import run_ledger
+
+        return run_ledger(options)
+
+    ledger.set_defaults(run=run)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override a key of the file, such as federation.num_rounds=4; may be repeated",
+    )
+
+
+def _add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="log more to stderr")
+
+
+def _configure_logging(verbose: int) -> None:
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s %(message)s")
+    logging.captureWarnings(capture=True)
+    # torch says so of every Embedding under Opacus' hooks, where it is as it should be.
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

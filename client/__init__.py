@@ -1,0 +1,1 @@
+"""The site's program: policy, one local round and Flower's ClientApp."""

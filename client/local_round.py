@@ -1,0 +1,109 @@
+"""One round at a site: check, debit, train, reply. Knows nothing of Flower."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from client.policy import check_policy
+from client.site import OnDevice, Site, Workshop
+from core.digests import arrays_digest
+from core.errors import MessageError
+from core.messages import SpentBudget, TrainReply, TrainTask
+from core.parameters import Arrays, load_arrays, to_arrays
+from privacy.ledger import Ledger
+from privacy.modes import PRIVACY_MODES
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What may leave the site after a round: new weights, and nothing else from records."""
+
+    reply: TrainReply
+    arrays: Arrays
+
+
+def local_round(
+    site: Site, workshop: Workshop, order: TrainTask, arrays: dict[str, npt.NDArray[Any]]
+) -> RoundResult:
+    """Runs an order of the coordinator, or refuses.
+
+    Guarantees:
+        Data is read only after the site's policy allowed the order and its ledger was debited,
+        durably. What is returned is computed from records by the debited mechanism alone. An
+        order is run at most once: a repeated or older one is refused.
+
+    Args:
+        site: Who runs it.
+        workshop: Holds this thread's model.
+        order: What to do.
+        arrays: The global weights, by parameter name.
+
+    Raises:
+        RefusedError: By the policy or the budget; nothing was trained.
+        PrivacyError: The guarantee cannot be given; nothing is returned.
+        CloisterError: Anything else that keeps the site from training.
+    """
+    check_policy(order, site.policy, site=site.name)
+    model = workshop.model(order.terms)
+    if arrays_digest(arrays) != order.arrays_digest:
+        raise MessageError("expected the weights that the task names, got others")
+    mode = PRIVACY_MODES[order.terms.privacy.mode]
+    randomness = site.randomness(order)
+    with site.open_ledger() as ledger:
+        if order.ledger_witness is not None:
+            ledger.check_witness(order.ledger_witness)
+        check_fresh(ledger, order)
+        sequence = ledger.reserve(
+            mode.event(order, randomness),
+            run_id=order.run_id,
+            server_round=order.server_round,
+            attempt=order.attempt,
+            task_digest=order.task_digest,
+            max_epsilon=site.policy.max_epsilon,
+            delta=site.policy.max_delta,
+        )
+        load_arrays(model, arrays)
+        mode.train(
+            model,
+            workshop.blueprint.task,
+            OnDevice(site.data, workshop.device),
+            order=order,
+            randomness=randomness,
+            executed=lambda steps: ledger.settle(sequence, steps),
+        )
+        trained = to_arrays(model)
+        return RoundResult(_reply(order, trained, ledger), trained)
+
+
+def check_fresh(ledger: Ledger, order: TrainTask) -> None:
+    """Refuses an order that is not newer than every one that this run has debited.
+
+    Raises:
+        MessageError: An old or repeated order.
+    """
+    last = ledger.last_order(order.run_id)
+    if last is not None and (order.server_round, order.attempt) <= last:
+        raise MessageError(
+            f"expected an order after round {last[0]}, attempt {last[1]}, "
+            f"got round {order.server_round}, attempt {order.attempt}"
+        )
+
+
+def _reply(order: TrainTask, arrays: Arrays, ledger: Ledger) -> TrainReply:
+    report = ledger.spent(order.terms.privacy.target_delta)
+    return TrainReply(
+        run_id=order.run_id,
+        server_round=order.server_round,
+        attempt=order.attempt,
+        site=order.site,
+        task_digest=order.task_digest,
+        arrays_digest=arrays_digest(arrays),
+        num_examples=order.num_examples,
+        spent=SpentBudget(
+            epsilon=report.epsilon if report.private else None,
+            delta=order.terms.privacy.target_delta,
+            private=report.private,
+        ),
+        ledger_head=ledger.head(),
+    )

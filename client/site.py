@@ -1,0 +1,107 @@
+"""What a site brings to a round: its data, its policy, its ledger and its randomness."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from core.array_codec import manifest_of
+from core.blueprint import Blueprint
+from core.config import PolicySection
+from core.data.dataset import TokenizedDataset
+from core.errors import CheckpointError, TokenizerError
+from core.messages import TrainingTerms, TrainTask
+from core.parameters import base_digest, to_arrays
+from core.tasks.interface import Batch
+from privacy.ledger import Ledger
+from privacy.random_source import RandomSource
+
+
+def fresh_randomness(order: TrainTask) -> RandomSource:
+    """What every real run uses: keys from the operating system, new at every attempt."""
+    return RandomSource.fresh()
+
+
+@dataclass(frozen=True)
+class TestRandomness:
+    """Predictable keys, equal wherever the same task runs; marks the ledger as not private."""
+
+    __test__ = False  # pytest: not a test case
+
+    key: bytes
+
+    def __call__(self, order: TrainTask) -> RandomSource:
+        """A function of task, round and site: a repeated attempt draws the same noise."""
+        context = f"{order.task_digest}/{order.server_round}/{order.site}"
+        return RandomSource.for_tests(self.key, context)
+
+    def __repr__(self) -> str:
+        return "TestRandomness(key=***)"
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A data set whose batches arrive where the model is."""
+
+    dataset: TokenizedDataset
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def fetch(self, indices: Sequence[int]) -> Batch:
+        """The examples at ``indices``, padded."""
+        return self.dataset.fetch(indices).to(self.device)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One site. Opened before the first round, so that broken data shows before training."""
+
+    name: str
+    policy: PolicySection
+    data: TokenizedDataset
+    open_ledger: Callable[[], Ledger]
+    randomness: Callable[[TrainTask], RandomSource] = fresh_randomness
+
+
+class Workshop:
+    """One model for each worker thread, however many sites it plays.
+
+    Args:
+        blueprint: How the model is built; from what the site installed, never from a message.
+        device: Where it trains.
+    """
+
+    def __init__(self, blueprint: Blueprint, device: torch.device) -> None:
+        self.blueprint = blueprint
+        self.device = device
+        model = blueprint.build()
+        self._digest = base_digest(model)
+        self.manifest = manifest_of(to_arrays(model))
+        self._thread = threading.local()
+
+    def model(self, terms: TrainingTerms) -> nn.Module:
+        """This thread's model, if it is the one that ``terms`` speak of.
+
+        Raises:
+            TokenizerError: The sites do not share a tokenizer.
+            CheckpointError: The initial weights here differ from the coordinator's.
+        """
+        if terms.tokenizer_digest != self.blueprint.tokenizer_digest:
+            raise TokenizerError(
+                f"expected the tokenizer {terms.tokenizer_digest[:16]}..., got "
+                f"{self.blueprint.tokenizer_digest[:16]}...",
+                hint="install the same tokenizer file at every site",
+            )
+        if terms.base_digest != self._digest or terms.model != self.blueprint.config:
+            raise CheckpointError(
+                f"expected initial weights {terms.base_digest[:16]}..., got {self._digest[:16]}...",
+                hint="install the same configuration, checkpoint and versions at every site",
+            )
+        if not hasattr(self._thread, "model"):
+            self._thread.model = self.blueprint.build().to(self.device)
+        model: nn.Module = self._thread.model
+        return model

@@ -1,0 +1,48 @@
+"""The coordinator as a Flower ``ServerApp``: the same app on every grid."""
+
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from coordinator.flower import COORDINATOR_NODE_ID, quiet_flower
+from coordinator.rounds import RunPlan, run_rounds
+from coordinator.run_directory import RunDirectory
+
+
+def build_server_app(plan: RunPlan, folder: Path, *, run_id: str | None = None) -> ServerApp:
+    """An app that runs ``plan`` in the run directory ``folder``, or goes on with it there.
+
+    Args:
+        plan: The run.
+        folder: The run directory.
+        run_id: The id of a new run; ``None`` for a fresh random one.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        quiet_flower()
+        opened = RunDirectory.open(
+            folder, plan.config, task_digest=plan.terms.digest(), run_id=run_id
+        )
+        with opened as run:
+            run_rounds(plan, grid, run)
+
+    return app
+
+
+def start(app: ServerApp, grid: Grid) -> None:
+    """Runs the app on a grid, outside Flower's engine.
+
+    Raises:
+        CloisterError: Whatever ``run_rounds`` raises.
+    """
+    context = Context(
+        run_id=grid.run.run_id,
+        node_id=COORDINATOR_NODE_ID,
+        node_config={},
+        state=RecordDict(),
+        run_config={},
+    )
+    app(grid, context)

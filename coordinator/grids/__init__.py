@@ -1,0 +1,1 @@
+"""Flower's ``Grid``: how messages reach the sites."""

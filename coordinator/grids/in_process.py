@@ -1,0 +1,215 @@
+"""Sites on worker threads of this process: the grid of a simulation.
+
+Messages are handed over as they are. A node exists as its context only, made when it is first
+called, so a thousand nodes cost a thousand small records.
+"""
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from types import TracebackType
+from typing import Final, Self
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid
+
+from coordinator.flower import (
+    CLIENT_RAISED,
+    NODE_UNAVAILABLE,
+    Run,
+    empty_run,
+    error_reply,
+    instruction,
+)
+
+logger = logging.getLogger(__name__)
+
+NodeConfig = Mapping[str, str | int | float | bool]
+
+
+class InProcessGrid(Grid):
+    """Calls a ``ClientApp`` on worker threads.
+
+    The result does not depend on the number of workers: a node's reply is a function of its
+    message and its context, and replies come back in the order of the messages.
+
+    Args:
+        client_app: The app that every node runs.
+        nodes: Each node's ``node_config``, by node id.
+        workers: Nodes that work at the same time.
+        threads_per_worker: Threads inside one node's tensor operations.
+        run_id: Flower's number of the run.
+    """
+
+    # Nothing crosses a wire: the bytes that a client returned are the bytes that arrive.
+    passes_arrays_by_reference: Final = True
+
+    def __init__(
+        self,
+        client_app: Callable[[Message, Context], Message],
+        nodes: Mapping[int, NodeConfig],
+        *,
+        workers: int,
+        threads_per_worker: int = 1,
+        run_id: int = 0,
+    ) -> None:
+        self._client_app = client_app
+        self._nodes = dict(nodes)
+        self._run = empty_run(run_id)
+        self._contexts: dict[int, Context] = {}
+        self._pending: dict[str, tuple[Message, Future[Message]]] = {}
+        self._busy: set[int] = set()
+        self._lock = threading.Lock()
+        self._numbers: Iterator[int] = itertools.count(1)
+        self._workers = ThreadPoolExecutor(
+            max_workers=workers,
+            thread_name_prefix="site",
+            # Per thread: what one worker computes does not depend on how many there are.
+            initializer=torch.set_num_threads,
+            initargs=(threads_per_worker,),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drops what has not begun and waits for what has: a thread cannot be stopped."""
+        self._workers.shutdown(wait=True, cancel_futures=True)
+        self._pending.clear()
+
+    def set_run(self, run: Run) -> None:
+        """Sets the run that messages belong to."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run that messages belong to."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message to a node; its id is given when it is pushed."""
+        return instruction(
+            content,
+            run_id=self._run.run_id,
+            message_id="",
+            dst_node_id=dst_node_id,
+            message_type=message_type,
+            group_id=group_id,
+            ttl=ttl,
+        )
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The nodes that can take a message; one still at work on a late task is away."""
+        with self._lock:
+            return [node for node in self._nodes if node not in self._busy]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hands messages to the workers; a node that is away or unknown gets an error reply."""
+        return [self._push(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that are there, each once, in the order of ``message_ids``."""
+        return [
+            self._collect(message_id)
+            for message_id in message_ids
+            if message_id in self._pending and self._pending[message_id][1].done()
+        ]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Sends, and returns the replies that came within ``timeout`` seconds.
+
+        What has not begun by then never does; what comes later is thrown away.
+        """
+        ids = list(self.push_messages(messages))
+        wait([self._pending[message_id][1] for message_id in ids], timeout=timeout)
+        replies = list(self.pull_messages(ids))
+        for message_id in ids:
+            self._abandon(message_id)
+        return replies
+
+    def _push(self, message: Message) -> str:
+        message_id = str(next(self._numbers))
+        node = message.metadata.dst_node_id
+        sent = instruction(
+            message.content,
+            run_id=message.metadata.run_id,
+            message_id=message_id,
+            dst_node_id=node,
+            message_type=message.metadata.message_type,
+            group_id=message.metadata.group_id,
+            ttl=message.metadata.ttl,
+        )
+        with self._lock:
+            free = node in self._nodes and node not in self._busy
+            if free:
+                self._busy.add(node)
+        if free:
+            self._pending[message_id] = (sent, self._workers.submit(self._call, sent))
+        else:
+            refused: Future[Message] = Future()
+            refused.set_result(error_reply(sent, NODE_UNAVAILABLE, "unknown or still at work"))
+            self._pending[message_id] = (sent, refused)
+        return message_id
+
+    def _call(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        try:
+            reply = self._client_app(message, self._context(node))
+            if not isinstance(reply, Message) or reply.has_content() == reply.has_error():
+                raise TypeError("a client app returns one message with content or an error")
+            return reply
+        finally:
+            # Before the reply is seen: the next round finds the node free.
+            self._release(node)
+
+    def _context(self, node: int) -> Context:
+        if node not in self._contexts:
+            self._contexts[node] = Context(
+                run_id=self._run.run_id,
+                node_id=node,
+                node_config=dict(self._nodes[node]),
+                state=RecordDict(),
+                run_config={},
+            )
+        return self._contexts[node]
+
+    def _collect(self, message_id: str) -> Message:
+        """The reply, with metadata of our own: a client does not say who it is."""
+        message, future = self._pending.pop(message_id)
+        error = future.exception()
+        if error is not None:
+            logger.debug("node %d raised", message.metadata.dst_node_id, exc_info=error)
+            return error_reply(message, CLIENT_RAISED, type(error).__name__)
+        reply = future.result()
+        if reply.has_error():
+            return Message(reply.error, reply_to=message)
+        return Message(reply.content, reply_to=message)
+
+    def _abandon(self, message_id: str) -> None:
+        entry = self._pending.pop(message_id, None)
+        if entry is not None and entry[1].cancel():
+            self._release(entry[0].metadata.dst_node_id)
+
+    def _release(self, node: int) -> None:
+        with self._lock:
+            self._busy.discard(node)

@@ -1,0 +1,25 @@
+"""Named fp32 arrays as Flower's ``ArrayRecord`` and back; ``core.array_codec`` does the work."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord
+
+from core.array_codec import Manifest, decode_arrays, encode_arrays
+
+
+def to_record(arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
+    """Serialises fp32 arrays, in the order of their names."""
+    return ArrayRecord({name: Array(*fields) for name, fields in encode_arrays(arrays).items()})
+
+
+def share_record(record: ArrayRecord) -> ArrayRecord:
+    """A record of its own for another node, over the same immutable bytes."""
+    return ArrayRecord.from_array_dict(dict(record))
+
+
+def from_record(record: ArrayRecord, manifest: Manifest) -> dict[str, npt.NDArray[np.float32]]:
+    """Reads exactly the arrays of ``manifest``, or raises MessageError."""
+    return decode_arrays(dict(record), manifest)

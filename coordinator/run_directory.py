@@ -1,0 +1,230 @@
+"""The run directory, and the one process that writes to it.
+
+run.json       configuration, digests and versions; written once
+terms.json     each site's privacy constants; written once, so that every round has the same
+record.jsonl   one line an event, appended and fsynced; nothing is ever rewritten
+summary.json   the result, written when the run ends or stops
+checkpoints/   see core.checkpoints
+run.lock       held while a coordinator writes here
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from coordinator.run_record import (
+    RECORD_FILE,
+    RUN_FILE,
+    SCHEMA_VERSION,
+    Line,
+    RunRecord,
+    read_header,
+    read_lines,
+)
+from core.config import FederationConfig, config_digest
+from core.digests import canonical_json
+from core.errors import RunError
+from core.messages import DpSgdTerms
+
+SUMMARY_FILE: Final = "summary.json"
+TERMS_FILE: Final = "terms.json"
+CHECKPOINTS: Final = "checkpoints"
+_LOCK_FILE: Final = "run.lock"
+_VERSIONS_OF: Final = ("cloister", "flwr", "numpy", "opacus", "torch")
+
+# ``None`` for a run without privacy.
+SiteTerms = Mapping[str, DpSgdTerms | None]
+
+
+class RunDirectory:
+    """A run directory that this process, and no other, writes to."""
+
+    def __init__(self, folder: Path, header: Line, lines: list[Line]) -> None:
+        self.folder = folder
+        self.header = header
+        self._lines = lines
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls,
+        folder: Path,
+        config: FederationConfig,
+        *,
+        task_digest: str,
+        run_id: str | None = None,
+    ) -> Iterator["RunDirectory"]:
+        """Begins a run in ``folder``, or goes on with the one that is there.
+
+        Guarantees:
+            A directory belongs to one configuration and one task hash, and to one process at a
+            time. After a crash at any moment it can be opened again: a torn last line is cut
+            off, all other lines are as they were written.
+
+        Args:
+            folder: The directory; made where it is missing.
+            config: The federation's configuration.
+            task_digest: Digest of what the sites are asked.
+            run_id: The id of a new run; ``None`` for a fresh random one.
+
+        Raises:
+            RunError: Another run, another configuration or another process is there, or the
+                directory cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / _LOCK_FILE).open("wb")
+        except OSError as error:
+            raise RunError(f"cannot write the run directory {folder}: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(
+                    f"expected {folder} to be free, got one that another process writes to",
+                    hint="wait for it, or choose another --output",
+                ) from error
+            yield cls._open_locked(folder, config, task_digest, run_id)
+
+    @classmethod
+    def _open_locked(
+        cls, folder: Path, config: FederationConfig, task_digest: str, run_id: str | None
+    ) -> "RunDirectory":
+        if not (folder / RUN_FILE).exists():
+            _refuse_foreign(folder)
+            header = _header(config, task_digest, run_id or secrets.token_hex(8))
+            write_json(folder / RUN_FILE, header)
+            return cls(folder, header, [])
+        header = read_header(folder / RUN_FILE)
+        for name, expected in (
+            ("config_digest", config_digest(config)),
+            ("task_digest", task_digest),
+            ("run_id", run_id or header["run_id"]),
+        ):
+            if header[name] != expected:
+                raise RunError(
+                    f"expected a run with {name} {expected} in {folder}, got {header[name]}",
+                    hint="another configuration began here: choose another --output",
+                )
+        lines: list[Line] = []
+        if (folder / RECORD_FILE).exists():
+            lines, length = read_lines(folder / RECORD_FILE)
+            os.truncate(folder / RECORD_FILE, length)
+        return cls(folder, header, lines)
+
+    @property
+    def run_id(self) -> str:
+        """The run's id, 16 hexadecimal digits."""
+        run_id: str = self.header["run_id"]
+        return run_id
+
+    @property
+    def checkpoints(self) -> Path:
+        """The root of the checkpoints."""
+        return self.folder / CHECKPOINTS
+
+    @property
+    def record(self) -> RunRecord:
+        """What the record says so far."""
+        return RunRecord(self.header, list(self._lines))
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Appends a line; it is on the disk when this returns.
+
+        Raises:
+            RunError: The disk cannot be written.
+        """
+        line = {"kind": kind, **fields}
+        path = self.folder / RECORD_FILE
+        try:
+            with path.open("ab", buffering=0) as file:
+                data = canonical_json(line) + b"\n"
+                if file.write(data) != len(data):
+                    raise OSError(0, "the disk is full")
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"cannot append to {path}: {error.strerror}") from error
+        self._lines.append(json.loads(canonical_json(line)))
+
+    def terms(self, compute: Callable[[], SiteTerms]) -> SiteTerms:
+        """The run's privacy constants by site: computed when it begins, and kept.
+
+        Calibration takes seconds a site, and another version of its libraries may round
+        otherwise; a run that goes on uses what it began with.
+
+        Raises:
+            RunError: The file is damaged, or cannot be written.
+        """
+        path = self.folder / TERMS_FILE
+        if not path.exists():
+            terms = compute()
+            write_json(path, {site: item and item.model_dump() for site, item in terms.items()})
+            return terms
+        try:
+            document = json.loads(path.read_bytes())
+            return {site: item and DpSgdTerms(**item) for site, item in document.items()}
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise RunError(f"expected the privacy constants in {path}, got others") from error
+
+    def write_summary(self, summary: Line) -> None:
+        """Writes ``summary.json``, atomically."""
+        write_json(self.folder / SUMMARY_FILE, summary)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's bits."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            # Run from a source tree that was never installed.
+            found[name] = "not installed"
+    return found
+
+
+def write_json(path: Path, value: Line) -> None:
+    """Writes a JSON file, wholly or not at all, and for people to read.
+
+    Raises:
+        RunError: The disk cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.unfinished")
+    try:
+        with temporary.open("wb") as file:
+            text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+            file.write(text.encode("ascii") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _header(config: FederationConfig, task_digest: str, run_id: str) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run_id,
+        "config": config.model_dump(mode="json"),
+        "config_digest": config_digest(config),
+        "task_digest": task_digest,
+        "versions": versions(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _refuse_foreign(folder: Path) -> None:
+    for name in (TERMS_FILE, RECORD_FILE, SUMMARY_FILE, CHECKPOINTS):
+        if (folder / name).exists():
+            raise RunError(
+                f"expected {RUN_FILE} beside {name} in {folder}, got none",
+                hint="this is not a run directory of ours: choose another --output",
+            )

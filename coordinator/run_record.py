@@ -1,0 +1,167 @@
+"""What a run directory says: the events of a run and the rounds that count.
+
+Kinds of lines: ``attempt`` (before sites are asked), ``short`` (an attempt brought too few usable
+replies), ``round`` (after the round's checkpoint), ``resumed`` (rounds after its ``server_round``
+no longer count) and ``stopped``.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from coordinator.validation import RejectedReply, SiteRefusal
+from core.errors import RunError
+from core.messages import SpentBudget
+
+SCHEMA_VERSION: Final = 1
+RUN_FILE: Final = "run.json"
+RECORD_FILE: Final = "record.jsonl"
+
+Line = Mapping[str, Any]
+Metrics = Mapping[str, float | Sequence[Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a finished round leaves in the record."""
+
+    server_round: int
+    attempts: int
+    used: Sequence[str]
+    spent: Mapping[str, SpentBudget]
+    refusals: Sequence[SiteRefusal]
+    rejected: Sequence[RejectedReply]
+    weights_digest: str
+    seconds: float
+    metrics: Metrics | None = None
+
+    def line(self) -> dict[str, Any]:
+        """The line of the record. JSON has no NaN and no infinity: they become null."""
+        return {
+            "kind": "round",
+            "server_round": self.server_round,
+            "attempts": self.attempts,
+            "used": list(self.used),
+            "spent": {site: spent.model_dump(mode="json") for site, spent in self.spent.items()},
+            "refusals": [asdict(refusal) for refusal in self.refusals],
+            "rejected": [asdict(reply) for reply in self.rejected],
+            "weights_digest": self.weights_digest,
+            "seconds": round(self.seconds, 6),
+            "metrics": None if self.metrics is None else _plain(self.metrics),
+        }
+
+    @classmethod
+    def from_line(cls, line: Line) -> "RoundResult":
+        """The result that ``line`` was made from."""
+        return cls(
+            server_round=line["server_round"],
+            attempts=line["attempts"],
+            used=line["used"],
+            spent={site: SpentBudget(**spent) for site, spent in line["spent"].items()},
+            refusals=[SiteRefusal(**refusal) for refusal in line["refusals"]],
+            rejected=[RejectedReply(**reply) for reply in line["rejected"]],
+            weights_digest=line["weights_digest"],
+            seconds=line["seconds"],
+            metrics=line["metrics"],
+        )
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run directory says."""
+
+    header: Line
+    lines: Sequence[Line]
+
+    @property
+    def rounds(self) -> list[Line]:
+        """The ``round`` lines that count, by round."""
+        counted: dict[int, Line] = {}
+        for line in self.lines:
+            if line["kind"] == "round":
+                counted[line["server_round"]] = line
+            elif line["kind"] == "resumed":
+                counted = {n: item for n, item in counted.items() if n <= line["server_round"]}
+        return [counted[server_round] for server_round in sorted(counted)]
+
+    @property
+    def unfinished(self) -> list[Line]:
+        """The ``short`` lines of the round after the last one that counts."""
+        last = max((line["server_round"] for line in self.rounds), default=0)
+        return [
+            line
+            for line in self.lines
+            if line["kind"] == "short" and line["server_round"] == last + 1
+        ]
+
+    def attempts(self, server_round: int) -> int:
+        """The highest attempt at a round that sites may have seen; 0 for none."""
+        return max(
+            (
+                line["attempt"]
+                for line in self.lines
+                if line["kind"] == "attempt" and line["server_round"] == server_round
+            ),
+            default=0,
+        )
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Reads ``run.json`` and ``record.jsonl``; a torn last line does not count.
+
+    Raises:
+        RunError: A file is missing, or damaged elsewhere than at its end.
+    """
+    return RunRecord(read_header(folder / RUN_FILE), read_lines(folder / RECORD_FILE)[0])
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The run's ``run.json``."""
+    try:
+        header = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"expected a run at {path.parent}, got: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"expected JSON in {path}, got something else") from error
+    names = {"schema_version", "run_id", "config", "config_digest", "task_digest", "versions"}
+    if not isinstance(header, dict) or not names <= set(header):
+        raise RunError(f"expected the header of a run in {path}, got something else")
+    if header["schema_version"] != SCHEMA_VERSION:
+        raise RunError(
+            f"expected schema version {SCHEMA_VERSION} in {path}, got {header['schema_version']!r}",
+            hint="a newer Cloister wrote this run",
+        )
+    return header
+
+
+def read_lines(path: Path) -> tuple[list[Line], int]:
+    """The whole lines of a record, and how many bytes they take."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"expected a record at {path}, got: {error.strerror}") from error
+    length = data.rfind(b"\n") + 1
+    lines = []
+    for number, text in enumerate(data[:length].splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            known = isinstance(line, dict) and isinstance(line["kind"], str)
+        except (ValueError, KeyError, RecursionError):
+            known = False
+        if not known:
+            raise RunError(f"expected a record's line at {path}:{number}, got something else")
+        lines.append(line)
+    return lines, length
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

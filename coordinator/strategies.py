@@ -1,0 +1,180 @@
+"""Flower's strategies as pure functions of (state, replies).
+
+Only their ``aggregate_train`` is used, on real messages. Their ``configure_train`` samples with
+Python's global generator and waits for ever for a node that is away; the round loop does both.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
+
+from coordinator.flower import instruction
+from core.config import StrategySection
+from core.errors import TrainingError
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+# Moments and momentum under names such as "m_t/blocks.0.weight"; empty where there are none.
+StrategyState = Mapping[str, npt.NDArray[Any]]
+
+_WEIGHT: Final = "num-examples"
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """A site's new weights, and the public size that weighs them."""
+
+    site: str
+    weight: int
+    arrays: Arrays
+
+
+class Strategy(Protocol):
+    """How updates become the next model."""
+
+    def aggregate(
+        self,
+        state: StrategyState,
+        server_round: int,
+        global_arrays: Arrays,
+        contributions: Sequence[Contribution],
+    ) -> tuple[dict[str, npt.NDArray[np.float32]], StrategyState]:
+        """The next weights and the next state.
+
+        Guarantees:
+            A pure function: the same arguments give the same bits, whatever the order of the
+            contributions, and no argument changes.
+
+        Raises:
+            TrainingError: There is nothing to aggregate, or the result is not finite.
+        """
+
+
+def build_strategy(section: StrategySection) -> Strategy:
+    """The strategy that the configuration names."""
+    return FlowerStrategy(section)
+
+
+@dataclass(frozen=True)
+class FlowerStrategy:
+    """One of Flower's strategies, built anew for every call: it keeps nothing in between."""
+
+    section: StrategySection
+
+    def aggregate(
+        self,
+        state: StrategyState,
+        server_round: int,
+        global_arrays: Arrays,
+        contributions: Sequence[Contribution],
+    ) -> tuple[dict[str, npt.NDArray[np.float32]], StrategyState]:
+        """See ``Strategy.aggregate``."""
+        if not contributions:
+            raise TrainingError("expected at least one usable reply to aggregate, got none")
+        strategy = self._flower()
+        _restore(strategy, state, global_arrays)
+        ordered = sorted(contributions, key=lambda contribution: contribution.site)
+        record, _ = strategy.aggregate_train(server_round, [_as_message(c) for c in ordered])
+        if record is None:
+            raise TrainingError(f"Flower's {self.section.name} gave no arrays")
+        # FedAdam's bias correction is a float64 scalar, which widens its result.
+        arrays = {
+            name: np.asarray(array.numpy(), dtype=np.float32) for name, array in record.items()
+        }
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise TrainingError(
+                    f"expected finite weights after round {server_round}, got NaN or infinity "
+                    f"in {name}",
+                    hint="lower strategy.server_learning_rate, or set strategy.max_update_norm",
+                )
+        return arrays, _state_of(strategy, sorted(global_arrays))
+
+    def _flower(self) -> FedAvg:
+        section = self.section
+        match section.name:
+            case "fedavg":
+                return FedAvg()
+            case "fedprox":
+                return FedProx(proximal_mu=section.proximal_mu)
+            case "fedavgm":
+                return FedAvgM(
+                    server_learning_rate=section.server_learning_rate,
+                    server_momentum=section.server_momentum,
+                )
+            case "fedadam" | "fedyogi":
+                kind = FedAdam if section.name == "fedadam" else FedYogi
+                return kind(
+                    eta=section.server_learning_rate,
+                    beta_1=section.beta1,
+                    beta_2=section.beta2,
+                    tau=section.tau,
+                )
+
+
+class _HeldArray(Array):
+    """An ``Array`` that lends its ndarray to Flower's aggregation instead of serialising it."""
+
+    def __init__(self, ndarray: npt.NDArray[Any]) -> None:
+        # Past Array.__init__ and __setattr__, which serve serialising: this is never serialised.
+        self.__dict__.update(
+            dtype="float32", shape=ndarray.shape, stype="numpy.ndarray", data=b"", _held=ndarray
+        )
+
+    def numpy(self) -> npt.NDArray[Any]:
+        held: npt.NDArray[Any] = self.__dict__["_held"]
+        return held
+
+
+def _held(arrays: Arrays) -> ArrayRecord:
+    record = ArrayRecord()
+    for name in sorted(arrays):
+        record[name] = _HeldArray(arrays[name])
+    return record
+
+
+def _as_message(contribution: Contribution) -> Message:
+    content = RecordDict(
+        {
+            "arrays": _held(contribution.arrays),
+            "metrics": MetricRecord({_WEIGHT: contribution.weight}),
+        }
+    )
+    return instruction(
+        content, run_id=0, message_id="", dst_node_id=0, message_type=MessageType.TRAIN
+    )
+
+
+def _restore(strategy: FedAvg, state: StrategyState, global_arrays: Arrays) -> None:
+    if isinstance(strategy, FedAvgM):
+        strategy.current_arrays = _held(global_arrays)
+        momentum = _group(state, "momentum_vector")
+        strategy.momentum_vector = [momentum[name] for name in sorted(momentum)] or None
+    elif isinstance(strategy, FedAdam | FedYogi):
+        strategy.current_arrays = {name: global_arrays[name] for name in sorted(global_arrays)}
+        strategy.m_t = _group(state, "m_t") or None
+        strategy.v_t = _group(state, "v_t") or None
+
+
+def _state_of(strategy: FedAvg, names: Sequence[str]) -> StrategyState:
+    groups: dict[str, Arrays] = {}
+    if isinstance(strategy, FedAvgM) and strategy.momentum_vector is not None:
+        groups["momentum_vector"] = dict(zip(names, strategy.momentum_vector, strict=True))
+    elif isinstance(strategy, FedAdam | FedYogi):
+        groups = {"m_t": strategy.m_t or {}, "v_t": strategy.v_t or {}}
+    return {
+        f"{group}/{name}": np.asarray(array)
+        for group, arrays in groups.items()
+        for name, array in arrays.items()
+    }
+
+
+def _group(state: StrategyState, group: str) -> dict[str, npt.NDArray[Any]]:
+    prefix = f"{group}/"
+    return {
+        name.removeprefix(prefix): state[name] for name in sorted(state) if name.startswith(prefix)
+    }

@@ -1,0 +1,248 @@
+"""Decides which replies a strategy may see: a bad one is dropped by name, never the run.
+
+Deliberately not checked here: who sent a message (the grid vouches for ``src_node_id``), and
+whether a site trained honestly (a bound on the norm of its update limits what it can do).
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from coordinator.payload import from_record
+from core.array_codec import Manifest, manifest_of
+from core.digests import arrays_digest
+from core.errors import MessageError
+from core.messages import Refusal, TrainReply, TrainTask, decode
+
+# Blocks of an update's norm, in elements: float64 differences that stay in the cache.
+_BLOCK: Final = 65_536
+
+Fp32Arrays = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class ReplyRules:
+    """What every reply of a round is measured against."""
+
+    global_arrays: Mapping[str, npt.NDArray[Any]]
+    """The weights that were sent out."""
+    manifest: Manifest
+    """Their names, shapes and headers."""
+    max_update_norm: float | None
+    """Largest L2 norm of an update; ``None`` for no bound."""
+    verify_digest: bool
+    """Recompute ``arrays_digest``. False only where the arrays crossed no wire, so that there
+    is nothing between the site's bytes and ours which a digest could find."""
+
+    @classmethod
+    def of(
+        cls,
+        global_arrays: Mapping[str, npt.NDArray[Any]],
+        *,
+        max_update_norm: float | None,
+        verify_digest: bool,
+    ) -> "ReplyRules":
+        """The rules for replies to ``global_arrays``."""
+        return cls(global_arrays, manifest_of(global_arrays), max_update_norm, verify_digest)
+
+
+@dataclass(frozen=True)
+class ValidReply:
+    """A reply that passed every check."""
+
+    site: str
+    arrays: Fp32Arrays
+    reply: TrainReply
+
+
+@dataclass(frozen=True)
+class SiteRefusal:
+    """A site's no, with its reason."""
+
+    site: str
+    code: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class RejectedReply:
+    """A reply that was dropped, or never came, and why."""
+
+    site: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that came back from one sending."""
+
+    valid: Sequence[ValidReply]
+    refusals: Sequence[SiteRefusal]
+    rejected: Sequence[RejectedReply]
+
+
+def sort_replies(
+    messages: Iterable[Message], orders: Mapping[int, TrainTask], rules: ReplyRules
+) -> Outcome:
+    """Validates what came back; every asked site ends in exactly one of the three lists.
+
+    Guarantees:
+        Nothing that a message holds raises. A node that was not asked is named and dropped. Two
+        replies from one node contradict each other, so both are dropped, in whatever order they
+        came. The lists are in the order of the sites' names.
+
+    Args:
+        messages: The replies.
+        orders: What each node was asked, by node id.
+        rules: What holds for all of them.
+    """
+    by_node: dict[int, list[Message]] = {node: [] for node in orders}
+    rejected = []
+    for message in messages:
+        node = message.metadata.src_node_id
+        if node in by_node:
+            by_node[node].append(message)
+        else:
+            rejected.append(RejectedReply(f"node {node}", "unknown-node", "was not asked"))
+    valid, refusals = [], []
+    for node, replies in by_node.items():
+        match _judge(replies, orders[node], rules):
+            case ValidReply() as reply:
+                valid.append(reply)
+            case SiteRefusal() as refusal:
+                refusals.append(refusal)
+            case RejectedReply() as bad:
+                rejected.append(bad)
+    return Outcome(
+        sorted(valid, key=lambda item: item.site),
+        sorted(refusals, key=lambda item: item.site),
+        sorted(rejected, key=lambda item: item.site),
+    )
+
+
+def validate_reply(
+    message: Message, task: TrainTask, rules: ReplyRules
+) -> ValidReply | SiteRefusal:
+    """Reads one reply against what its site was asked.
+
+    Guarantees:
+        A ``ValidReply`` answers this very task (run, round, attempt, site, terms), holds exactly
+        the trained arrays in fp32, all finite, within ``max_update_norm`` of the global weights,
+        and nothing else: a record that was not asked for could carry anything.
+
+    Raises:
+        MessageError: Anything else, with what was expected and what was found.
+    """
+    content = message.content
+    if set(content) == {"refusal"}:
+        return _refusal(content, task)
+    if set(content) != {"reply", "arrays"}:
+        names = ", ".join(sorted(ascii(name)[:40] for name in content)[:4]) or "none"
+        raise MessageError(f"expected the records 'reply' and 'arrays', got {names}")
+    reply = decode(TrainReply, _entry(content, "reply"))
+    _check_answers(reply, task)
+    _check_ledger(reply, task)
+    record = content["arrays"]
+    if not isinstance(record, ArrayRecord):
+        raise MessageError(f"expected 'arrays' as ArrayRecord, got {type(record).__name__}")
+    arrays = from_record(record, rules.manifest)
+    _check_update(arrays, rules)
+    if rules.verify_digest and arrays_digest(arrays) != reply.arrays_digest:
+        raise MessageError("expected arrays of the digest that the reply names, got others")
+    return ValidReply(task.site, arrays, reply)
+
+
+def _judge(
+    replies: Sequence[Message], task: TrainTask, rules: ReplyRules
+) -> ValidReply | SiteRefusal | RejectedReply:
+    if not replies:
+        return RejectedReply(task.site, "no-reply", "no reply before the deadline")
+    if len(replies) > 1:
+        return RejectedReply(
+            task.site, "duplicate-reply", f"expected one reply, got {len(replies)}; all dropped"
+        )
+    message = replies[0]
+    if message.has_error():
+        reason = ascii(message.error.reason or "")[1:-1][:200]
+        return RejectedReply(task.site, "client-error", f"the client failed: {reason}")
+    try:
+        return validate_reply(message, task, rules)
+    except MessageError as error:
+        return RejectedReply(task.site, "invalid-reply", error.message)
+
+
+def _refusal(content: RecordDict, task: TrainTask) -> SiteRefusal:
+    refusal = decode(Refusal, _entry(content, "refusal"))
+    expected = (task.run_id, task.site)
+    if (refusal.run_id, refusal.site) != expected or refusal.server_round not in (
+        0,
+        task.server_round,
+    ):
+        raise MessageError(
+            f"expected a refusal of round {task.server_round} by {task.site}, "
+            f"got one of round {refusal.server_round} by {refusal.site}"
+        )
+    return SiteRefusal(task.site, refusal.code, refusal.message, refusal.hint)
+
+
+def _entry(content: RecordDict, name: str) -> object:
+    record = content[name]
+    if not isinstance(record, ConfigRecord) or set(record) != {name}:
+        raise MessageError(f"expected {name!r} as a ConfigRecord with the one entry {name!r}")
+    return record[name]
+
+
+def _check_answers(reply: TrainReply, task: TrainTask) -> None:
+    for name in ("run_id", "server_round", "attempt", "site", "task_digest", "num_examples"):
+        expected, got = getattr(task, name), getattr(reply, name)
+        if expected != got:
+            raise MessageError(f"expected a reply with {name} {expected}, got {got}")
+
+
+def _check_ledger(reply: TrainReply, task: TrainTask) -> None:
+    """The coordinator is a witness of the ledger: it never becomes shorter."""
+    if reply.spent.private and reply.spent.epsilon is None:
+        raise MessageError("expected an epsilon from a ledger that is private, got none")
+    witness, head = task.ledger_witness, reply.ledger_head
+    if witness is None:
+        return
+    shorter = head.sequence < witness.sequence
+    if shorter or (head.sequence == witness.sequence and head.digest != witness.digest):
+        raise MessageError(
+            f"expected a ledger that continues its entry {witness.sequence}, "
+            f"got another history of {head.sequence} entries"
+        )
+
+
+def _check_update(arrays: Fp32Arrays, rules: ReplyRules) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise MessageError(f"expected finite weights, got NaN or infinity in {name}")
+    if rules.max_update_norm is None:
+        return
+    norm = update_norm(arrays, rules.global_arrays)
+    if norm > rules.max_update_norm:
+        raise MessageError(
+            f"expected an update of norm at most {rules.max_update_norm:g}, got {norm:.4g}"
+        )
+
+
+def update_norm(
+    arrays: Mapping[str, npt.NDArray[Any]], global_arrays: Mapping[str, npt.NDArray[Any]]
+) -> float:
+    """L2 norm of the difference over all arrays, summed in float64."""
+    total = 0.0
+    for name, array in arrays.items():
+        new, old = array.reshape(-1), global_arrays[name].reshape(-1)
+        for start in range(0, new.size, _BLOCK):
+            stop = start + _BLOCK
+            difference = np.subtract(new[start:stop], old[start:stop], dtype=np.float64)
+            total += float(np.dot(difference, difference))
+    return math.sqrt(total)

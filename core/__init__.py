@@ -1,0 +1,1 @@
+"""What knows neither privacy nor the network: model, tokenizer, tasks, data, training, errors."""

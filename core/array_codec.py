@@ -1,0 +1,122 @@
+"""Named fp32 arrays as the bytes of ``numpy.save`` and back: one copy out, none in.
+
+The receiver knows which arrays it expects, so it knows their headers byte for byte: a payload is
+that header and the right number of bytes after it, or it is refused. Nothing that a peer sent is
+ever parsed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import MessageError
+
+_STYPE: Final = "numpy.ndarray"
+_FP32: Final = np.dtype("<f4")
+
+
+class Received(Protocol):
+    """An array as a peer sent it: nothing of it is trusted."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stype: str
+    data: bytes
+
+
+class Encoded(NamedTuple):
+    """The fields of Flower's ``Array``, in its order."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stype: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One expected array: its shape, and the header its payload must begin with."""
+
+    shape: tuple[int, ...]
+    header: bytes
+    payload_bytes: int
+
+
+Manifest = Mapping[str, ArraySpec]
+
+
+def manifest_of(arrays: Mapping[str, npt.NDArray[Any]]) -> Manifest:
+    """What a record with the names and shapes of ``arrays`` must look like."""
+    return {name: _spec(tuple(arrays[name].shape)) for name in sorted(arrays)}
+
+
+def encode_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Encoded]:
+    """Serialises fp32 arrays, in the order of their names, exactly as ``numpy.save`` would."""
+    encoded = {}
+    for name in sorted(arrays):
+        shape = tuple(arrays[name].shape)
+        flat = np.ascontiguousarray(arrays[name], dtype=_FP32).reshape(-1)
+        data = b"".join((_spec(shape).header, flat.view(np.uint8).data))
+        encoded[name] = Encoded("float32", shape, _STYPE, data)
+    return encoded
+
+
+def decode_arrays(
+    record: Mapping[str, Received], manifest: Manifest
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Reads the expected arrays as read-only views of the record's bytes.
+
+    Guarantees:
+        The result holds exactly the names and shapes of ``manifest`` in fp32, or
+        ``MessageError`` is raised, whatever the record holds. No header is parsed and nothing
+        is unpickled.
+
+    Raises:
+        MessageError: A name is missing or unknown; a type, a shape, a header or a length differs.
+    """
+    missing, unknown = set(manifest) - set(record), set(record) - set(manifest)
+    if missing or unknown:
+        raise MessageError(
+            f"expected exactly the {len(manifest)} trained arrays, got {len(record)}: "
+            f"missing {_some(missing)}; unknown {_some(unknown)}"
+        )
+    return {name: _view(name, record[name], spec) for name, spec in manifest.items()}
+
+
+def _view(name: str, array: Received, spec: ArraySpec) -> npt.NDArray[np.float32]:
+    if array.stype != _STYPE or array.dtype != "float32":
+        raise MessageError(
+            f"expected {name} as float32 in {_STYPE}, "
+            f"got {_shown(array.dtype)} in {_shown(array.stype)}"
+        )
+    if array.shape != spec.shape:
+        raise MessageError(f"expected {name} of shape {spec.shape}, got {_shown(array.shape)}")
+    data = array.data
+    if not isinstance(data, bytes) or len(data) != spec.payload_bytes:
+        size = len(data) if isinstance(data, bytes) else type(data).__name__
+        raise MessageError(f"expected {spec.payload_bytes} bytes for {name}, got {size}")
+    if not data.startswith(spec.header):
+        raise MessageError(f"expected the header of {name} as numpy.save writes it, got another")
+    return np.frombuffer(data, dtype=_FP32, offset=len(spec.header)).reshape(spec.shape)
+
+
+def _spec(shape: tuple[int, ...]) -> ArraySpec:
+    buffer = BytesIO()
+    header = {"descr": _FP32.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    size = int(np.prod(shape, dtype=np.int64)) * _FP32.itemsize
+    return ArraySpec(shape, buffer.getvalue(), len(buffer.getvalue()) + size)
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(_shown(name) for name in sorted(names)[:4]) or "none"
+
+
+def _shown(value: object) -> str:
+    """A peer's value, short and without control characters."""
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."

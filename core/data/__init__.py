@@ -1,0 +1,1 @@
+"""Record sources: files, the embedded example, partitions and tokenized data sets."""

@@ -1,0 +1,129 @@
+"""Every error that Cloister raises on purpose, in one tree.
+
+    CloisterError                     exit code 1
+    |-- ConfigError                   2   a configuration file, an override or a flag
+    |-- DataError                     1   a data file: names the file and the line
+    |-- CheckpointError               1   a checkpoint is missing, truncated or altered
+    |-- TokenizerError                1   a tokenizer file, or one that differs between the sites
+    |-- MessageError                  1   what a peer sent does not parse or does not fit
+    |-- TrainingError                 1   training cannot go on (a loss or an update is not finite)
+    |-- RunError                      1   a run cannot start, go on or be resumed
+    |   `-- QuorumError               1   too few sites
+    |-- PrivacyError                  1   a guarantee cannot be given
+    |   |-- UnsupportedLayerError     1   a trainable layer that per-sample clipping does not know
+    |   |-- LossContractError         1   the loss couples the examples of a batch
+    |   |-- AccountingError           1   epsilon cannot be computed, or two accountants disagree
+    |   |-- SiteKeyError              1   a site's key file or a signature cannot be used
+    |   `-- LedgerError               1   the ledger cannot be trusted or cannot be written
+    |       |-- LedgerTamperedError   1   an entry does not match its hash or signature
+    |       `-- LedgerRollbackError   1   the ledger is shorter than its witnesses remember
+    `-- RefusedError                  3   a site said no
+        |-- PolicyRefusedError        3   the task breaks the site's policy
+        `-- BudgetExceededError       3   the task would pass the site's cap on epsilon
+
+A message says what was expected and what was found; ``hint`` says what to do. Nothing else
+escapes from reading a file or a message: a ``KeyError`` there is a defect of ours.
+"""
+
+import re
+from typing import ClassVar
+
+
+class CloisterError(Exception):
+    """Root of the tree; ``str()`` gives the message and, where there is one, the hint."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    @property
+    def code(self) -> str:
+        """The error's stable name on the wire and in records, such as ``budget-exceeded``."""
+        name = type(self).__name__.removesuffix("Error")
+        return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class ConfigError(CloisterError):
+    """A configuration file, an override or a flag cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(CloisterError):
+    """A data file cannot be used; the message names the file and the line."""
+
+
+class CheckpointError(CloisterError):
+    """A checkpoint or a pretrained folder is missing, truncated or altered."""
+
+
+class TokenizerError(CloisterError):
+    """A tokenizer cannot be read, or the sites do not share one."""
+
+
+class MessageError(CloisterError):
+    """What a peer sent does not parse, or does not fit what was asked."""
+
+
+class TrainingError(CloisterError):
+    """Training cannot go on."""
+
+
+class RunError(CloisterError):
+    """A run cannot start, go on or be resumed."""
+
+
+class QuorumError(RunError):
+    """Too few sites are there, or too few replies were usable."""
+
+
+class PrivacyError(CloisterError):
+    """A privacy guarantee cannot be given, so nothing is released."""
+
+
+class UnsupportedLayerError(PrivacyError):
+    """A trainable layer is not one whose per-sample gradients are known to be right."""
+
+
+class LossContractError(PrivacyError):
+    """The loss is not one value per example, or one example's loss depends on another."""
+
+
+class AccountingError(PrivacyError):
+    """Epsilon cannot be computed, or two accountants disagree."""
+
+
+class SiteKeyError(PrivacyError):
+    """A site's key file is missing, readable by others or no key, or a signature is not its."""
+
+
+class LedgerError(PrivacyError):
+    """The ledger cannot be trusted, or cannot be written."""
+
+
+class LedgerTamperedError(LedgerError):
+    """An entry of the ledger does not match its hash or its signature."""
+
+
+class LedgerRollbackError(LedgerError):
+    """The ledger is shorter than its witnesses remember."""
+
+
+class RefusedError(CloisterError):
+    """A site refused: nothing was trained and nothing left the site."""
+
+    exit_code = 3
+
+
+class PolicyRefusedError(RefusedError):
+    """The task breaks the site's policy."""
+
+
+class BudgetExceededError(RefusedError):
+    """The task would take the site past its cap on epsilon."""

@@ -1,0 +1,74 @@
+"""Model parameters as named arrays: what is trained, what travels and what is compared."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from core.digests import arrays_digest
+from core.errors import CheckpointError, ConfigError
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
+    """Stops the training of every parameter whose name begins with one of ``prefixes``.
+
+    Raises:
+        ConfigError: A prefix fits no parameter, or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            raise ConfigError(
+                f"expected train.freeze to name parameters, got {prefix!r}, which fits none",
+                hint=f"the model has {', '.join(names[:6])}, ...",
+            )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(tuple(prefixes)))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("expected something to train, got train.freeze that fits everything")
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters by name; a tied one once, under its first name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def to_arrays(model: nn.Module, *, all_parameters: bool = False) -> Arrays:
+    """Copies of the trained parameters, or of all, as fp32 arrays."""
+    chosen = dict(model.named_parameters()) if all_parameters else trainable(model)
+    return {
+        name: p.detach().to("cpu", torch.float32, copy=True).numpy() for name, p in chosen.items()
+    }
+
+
+@torch.no_grad()
+def load_arrays(model: nn.Module, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Sets the trained parameters to ``arrays``: exactly those names and shapes.
+
+    Raises:
+        CheckpointError: A name is missing or unknown, or a shape differs; nothing was changed.
+    """
+    parameters = trainable(model)
+    if missing := sorted(set(parameters) ^ set(arrays)):
+        raise CheckpointError(
+            f"expected the arrays of {len(parameters)} parameters, got {len(arrays)}; "
+            f"they differ in {', '.join(missing[:4])}"
+        )
+    for name, parameter in parameters.items():
+        if tuple(arrays[name].shape) != tuple(parameter.shape):
+            raise CheckpointError(
+                f"expected {name} of shape {tuple(parameter.shape)}, "
+                f"got {tuple(arrays[name].shape)}"
+            )
+    for name, parameter in parameters.items():
+        parameter.copy_(torch.tensor(np.asarray(arrays[name])))
+
+
+def base_digest(model: nn.Module) -> str:
+    """Digest of all weights of a freshly built model, trained and frozen."""
+    return arrays_digest(to_arrays(model, all_parameters=True))

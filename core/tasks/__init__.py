@@ -1,0 +1,1 @@
+"""What is learned: one small interface, a module for each task."""

@@ -1,0 +1,1 @@
+"""Private training: random sources, Poisson sampling, DP-SGD, accounting and the ledger."""

@@ -1,0 +1,179 @@
+"""How the clipped sum of per-sample gradients is computed: Opacus' hooks, Opacus' ghost clipping.
+
+A further mode implements ``GradientMode`` and is named in ``GRADIENT_MODES``.
+"""
+
+from typing import Any, Final, Protocol
+
+import torch
+from opacus.grad_sample import GradSampleModule
+from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (
+    GradSampleModuleFastGradientClipping,
+)
+from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+from torch import nn
+
+from core.errors import PrivacyError, UnsupportedLayerError
+from core.tasks.interface import Batch
+from core.train import Loss, TrainConfig
+from privacy.guards import check_loss_shape
+from privacy.optimizers import CalibratedNoise, GhostOptimizer, HooksOptimizer
+
+# Clipping is to C (1 - slack) and noise is for C, so that rounding cannot exceed C.
+_SLACK_FP32: Final = 2.0**-16
+_SLACK_GHOST: Final = 2.0**-10  # its norms come from Gram products
+_SLACK_BF16: Final = 2.0**-7  # measured: a clipped norm of up to 1.0034 C
+
+
+class GradientMode(Protocol):
+    """What a gradient mode brings."""
+
+    optimizer_class: type[CalibratedNoise]
+
+    def check(self, model: nn.Module, config: TrainConfig) -> None:
+        """Raises UnsupportedLayerError or PrivacyError where the mode would be wrong."""
+
+    def slack(self, config: TrainConfig) -> float:
+        """How far below the sensitivity the clip must lie."""
+
+    def wrap(self, model: nn.Module, clip: float) -> Any:
+        """The model wrapped so that per-sample gradients or norms are computed."""
+
+    def backward(self, module: Any, optimizer: CalibratedNoise, loss: Loss, batch: Batch) -> None:
+        """Leaves a micro-batch's gradients where ``optimizer`` finds them."""
+
+    def empty(self, optimizer: CalibratedNoise) -> None:
+        """The same for a batch without examples."""
+
+
+class HooksMode:
+    """Opacus' hooks: per-sample gradients of every layer are instantiated; tied weights exact."""
+
+    optimizer_class: type[CalibratedNoise] = HooksOptimizer
+
+    def check(self, model: nn.Module, config: TrainConfig) -> None:
+        """Everything that passes the guards is supported."""
+
+    def slack(self, config: TrainConfig) -> float:
+        """Of fp32, or of the rounded products of mixed precision."""
+        return _SLACK_FP32 if config.autocast == "off" else _SLACK_BF16
+
+    def wrap(self, model: nn.Module, clip: float) -> Any:
+        """Opacus' module."""
+        return GradSampleModule(model, loss_reduction="sum")
+
+    def backward(self, module: Any, optimizer: CalibratedNoise, loss: Loss, batch: Batch) -> None:
+        """One forward and one backward pass.
+
+        Raises:
+            LossContractError: The loss is not (B,).
+            PrivacyError: A trained parameter took no part, or saw another batch dimension.
+        """
+        losses = loss(module, batch)
+        check_loss_shape(losses, len(batch))
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                _check_samples(name, parameter.grad_sample, len(batch))
+        # autograd's own gradients are unclipped: nothing may take them for a result
+        for parameter in optimizer.params:
+            parameter.grad = None
+
+    def empty(self, optimizer: CalibratedNoise) -> None:
+        """Per-sample gradients of no sample."""
+        for parameter in optimizer.params:
+            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+
+
+def _check_samples(name: str, samples: Any, num_examples: int) -> None:
+    if not isinstance(samples, torch.Tensor):
+        raise PrivacyError(
+            f"expected per-sample gradients of {name}, got none or several",
+            hint="a trained parameter must take part in the loss; freeze it, or remove it",
+        )
+    if len(samples) != num_examples:
+        raise PrivacyError(
+            f"expected {num_examples} per-sample gradients of {name}, got {len(samples)}",
+            hint="every layer must see the batch as its first dimension",
+        )
+
+
+class _NonFiniteSamplesError(Exception):
+    """Carries which samples have a finite norm, out of Opacus' backward pass."""
+
+    def __init__(self, finite: torch.Tensor) -> None:
+        super().__init__()
+        self.finite = finite
+
+
+class _GuardedGhostModule(GradSampleModuleFastGradientClipping):  # type: ignore[misc]
+    """Opacus' ghost module that checks the norms before they become factors."""
+
+    def get_clipping_coef(self) -> torch.Tensor:
+        """Factors; raises where a norm is missing or not finite."""
+        for name, parameter in self._module.named_parameters():
+            if parameter.requires_grad and not hasattr(parameter, "_norm_sample"):
+                _check_samples(name, None, 0)
+        norms = self.get_norm_sample()
+        finite = torch.isfinite(norms)
+        if not finite.all():
+            raise _NonFiniteSamplesError(finite)
+        factors: torch.Tensor = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+        return factors
+
+
+class GhostMode:
+    """Opacus' ghost clipping: norms without per-sample gradients, two backward passes."""
+
+    optimizer_class: type[CalibratedNoise] = GhostOptimizer
+
+    def check(self, model: nn.Module, config: TrainConfig) -> None:
+        """Refuses tied weights and mixed precision, whose norms ghost clipping gets wrong."""
+        uses = [p for _, p in model.named_parameters(remove_duplicate=False)]
+        if len({id(p) for p in uses}) != len(uses):
+            raise UnsupportedLayerError(
+                "expected untied weights with ghost clipping, got a tied one",
+                hint='set privacy.gradient_mode = "hooks", or model.tied = false',
+            )
+        if config.autocast != "off":
+            raise PrivacyError(
+                "expected fp32 with ghost clipping, got mixed precision: the norms would not be "
+                "those of the summed gradients",
+                hint='set privacy.gradient_mode = "hooks", or train.autocast = "off"',
+            )
+
+    def slack(self, config: TrainConfig) -> float:
+        """Of norms from Gram products in fp32."""
+        return _SLACK_GHOST
+
+    def wrap(self, model: nn.Module, clip: float) -> Any:
+        """Opacus' module, guarded."""
+        return _GuardedGhostModule(model, loss_reduction="sum", max_grad_norm=clip)
+
+    def backward(self, module: Any, optimizer: CalibratedNoise, loss: Loss, batch: Batch) -> None:
+        """Two backward passes; examples without a finite norm are left out and it starts again."""
+        for parameter in optimizer.params:
+            if hasattr(parameter, "_norm_sample"):  # of the micro-batch before
+                del parameter._norm_sample
+        losses = loss(module, batch)
+        check_loss_shape(losses, len(batch))
+        try:
+            DPTensorFastGradientClipping(module, optimizer, losses, "sum").backward()
+        except _NonFiniteSamplesError as error:
+            module.enable_hooks()
+            if error.finite.any():
+                self.backward(module, optimizer, loss, _only(batch, error.finite))
+            else:
+                self.empty(optimizer)
+
+    def empty(self, optimizer: CalibratedNoise) -> None:
+        """A sum over no sample."""
+        for parameter in optimizer.params:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def _only(batch: Batch, chosen: torch.Tensor) -> Batch:
+    return Batch(batch.tokens[chosen], batch.attention_mask[chosen], batch.labels[chosen])
+
+
+GRADIENT_MODES: Final[dict[str, GradientMode]] = {"hooks": HooksMode(), "ghost": GhostMode()}

@@ -1,0 +1,111 @@
+"""Opacus' optimizers with noise from a cryptographic stream and a public denominator."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from opacus.optimizers import DPOptimizer
+from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
+from torch import nn
+from torch.optim import Optimizer
+
+from core.errors import PrivacyError
+from core.train import Proximal
+from privacy.random_source import RandomStream
+
+
+class CalibratedNoise(DPOptimizer):  # type: ignore[misc]
+    """Noises, scales and only then pulls; Opacus' classes bring clipping, skipping and hooks.
+
+    Guarantees:
+        The noise of a step has deviation ``noise_multiplier * sensitivity`` in every coordinate
+        and comes from ``noise`` alone. Clipping is to ``max_grad_norm``, which is smaller than
+        ``sensitivity`` by more than the rounding of norms. The sum is divided by
+        ``expected_batch_size``, never by a realised size.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        sensitivity: float,
+        expected_batch_size: int,
+        noise: RandomStream,
+        pull: Proximal | None,
+    ) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=max_grad_norm,
+            expected_batch_size=expected_batch_size,
+            loss_reduction="sum",
+        )
+        if not max_grad_norm < sensitivity:
+            raise PrivacyError(
+                f"expected the clip below the sensitivity {sensitivity}, got {max_grad_norm}"
+            )
+        self.sensitivity = sensitivity
+        self._noise = noise
+        self._pull = pull
+
+    def add_noise(self) -> None:
+        """Sets each gradient to the clipped sum plus noise."""
+        std = self.noise_multiplier * self.sensitivity
+        for parameter in self.params:
+            if parameter.summed_grad is None:
+                raise PrivacyError(
+                    "expected a clipped sum before the noise, got a step without one"
+                )
+            noised = self._noise.add_gaussian(parameter.summed_grad.float(), std)
+            parameter.grad = noised.view_as(parameter).to(parameter.dtype)
+
+    def scale_grad(self) -> None:
+        """Divides by the public expected batch size, then adds FedProx's pull."""
+        parameters: Sequence[nn.Parameter] = self.params
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad /= self.expected_batch_size
+        if self._pull is not None:
+            self._pull.add_to_gradients(parameters)
+
+
+class HooksOptimizer(CalibratedNoise):
+    """Clips per-sample gradients that Opacus' hooks left in ``p.grad_sample``."""
+
+    @torch.no_grad()
+    def clip_and_accumulate(self) -> None:
+        """Adds the clipped gradients of a micro-batch to ``p.summed_grad``.
+
+        Guarantees:
+            Norms and sums are computed in fp32 from the same rounded tensors. An example whose
+            gradient is not finite adds nothing, and still counts as having been sampled: what
+            the others add does not depend on it.
+        """
+        samples = [gradients.float() for gradients in self.grad_samples]
+        squares = [g.reshape(len(g), -1).square().sum(dim=1) for g in samples]
+        norms = torch.stack(squares).sum(dim=0).sqrt()
+        finite = torch.isfinite(norms)
+        factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+        factors = torch.where(finite, factors, 0.0)
+        for parameter, gradients in zip(self.params, samples, strict=True):
+            if not finite.all():  # zero times NaN is NaN: the rows themselves must go
+                rows = finite.view(-1, *[1] * (gradients.dim() - 1))
+                gradients = torch.where(rows, gradients, 0.0)
+            clipped = torch.einsum("i,i...", factors, gradients)
+            if parameter.summed_grad is None:
+                parameter.summed_grad = clipped
+            else:
+                parameter.summed_grad += clipped
+
+
+class GhostOptimizer(CalibratedNoise, DPOptimizerFastGradientClipping):  # type: ignore[misc]
+    """Takes sums that ghost clipping's second backward pass left in ``p.grad``."""
+
+    def add_noise(self) -> None:
+        """As in every mode; Opacus' ghost class has its own, from torch's generator."""
+        CalibratedNoise.add_noise(self)
+
+    def __init__(self, optimizer: Optimizer, **options: Any) -> None:
+        CalibratedNoise.__init__(self, optimizer, **options)

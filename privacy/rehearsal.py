@@ -1,0 +1,141 @@
+"""Clipping rehearsed on made-up examples before it is trusted with records.
+
+A model may use its weights past the layers that Opacus watches (a tied product written by hand, a
+layer with a parameter of its own): ghost clipping then clips to a norm that is too small, and
+releases more than it accounts for. Layers are checked by kind in ``guards``; here the result is.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from core.errors import PrivacyError, UnsupportedLayerError
+from core.tasks.interface import Batch, Task
+from core.train import Loss, TrainConfig
+from privacy.gradient_modes import GradientMode
+from privacy.guards import PROBES, SUPPORTED_LAYERS
+from privacy.random_source import RandomSource
+
+_TOLERANCE: Final = 0.05  # of the clip; wide enough for mixed precision
+
+
+def rehearse(
+    model: nn.Module, task: Task, loss: Loss, mode: GradientMode, config: TrainConfig
+) -> None:
+    """Compares clipped gradients of made-up examples with autograd's.
+
+    Guarantees:
+        After a return, the mode clipped the gradient of each of three short examples, over all
+        trained parameters together, to the norm that it was told, and kept its direction. The
+        model is as it was.
+
+    Raises:
+        UnsupportedLayerError: It did not.
+        PrivacyError: A trained parameter took no part, or a gradient is not finite.
+    """
+    device = next(model.parameters()).device
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = model.training
+    model.train()
+    try:
+        for probe in PROBES:
+            batch = task.collate([probe]).to(device)
+            expected = _gradient(model, loss, batch, trained)
+            norm = float(expected.norm())
+            if not norm < float("inf"):
+                raise PrivacyError(f"expected a finite gradient of a made-up text, got norm {norm}")
+            if norm == 0:
+                continue
+            clip = norm / 2
+            found = _clipped(model, loss, batch, trained, mode, config, clip)
+            gap = float((found - expected * (clip / norm)).norm()) / clip
+            if not gap <= _TOLERANCE:
+                raise UnsupportedLayerError(
+                    "expected the clipped gradient of a made-up text to be autograd's, scaled, "
+                    f"got one that is {gap:.0%} away from it",
+                    hint="call every layer as a module, with the example as first dimension",
+                )
+    finally:
+        model.train(before)
+
+
+def _gradient(
+    model: nn.Module, loss: Loss, batch: Batch, trained: list[nn.Parameter]
+) -> torch.Tensor:
+    with _same_dropout(batch):
+        total = loss(model, batch).sum()
+    gradients = torch.autograd.grad(total, trained, allow_unused=True)
+    return _flat(
+        [torch.zeros_like(p) if g is None else g for p, g in zip(trained, gradients, strict=True)]
+    )
+
+
+def _clipped(
+    model: nn.Module,
+    loss: Loss,
+    batch: Batch,
+    trained: list[nn.Parameter],
+    mode: GradientMode,
+    config: TrainConfig,
+    clip: float,
+) -> torch.Tensor:
+    """What the mode would add noise to, if ``batch`` were all that was sampled."""
+    tight = clip * (1.0 - mode.slack(config))
+    optimizer = mode.optimizer_class(
+        torch.optim.SGD(trained, lr=0.0),
+        noise_multiplier=1.0,
+        max_grad_norm=tight,
+        sensitivity=clip,
+        expected_batch_size=1,
+        noise=RandomSource.fresh().stream("rehearsal"),
+        pull=None,
+    )
+    module = mode.wrap(model, tight)
+    try:
+        with _same_dropout(batch):
+            mode.backward(module, optimizer, loss, batch)
+        optimizer.signal_skip_step(do_skip=True)  # sum, but neither noise nor a step
+        optimizer.step()
+        return _flat([p.summed_grad.detach() for p in trained])  # type: ignore[attr-defined]
+    except NotImplementedError as error:  # Opacus, of a layer that is called twice
+        raise UnsupportedLayerError(
+            f"expected layers that Opacus can clip, got: {error}"
+        ) from error
+    finally:
+        forget_gradients(module, model)
+
+
+@contextlib.contextmanager
+def _same_dropout(batch: Batch) -> Iterator[None]:
+    device = batch.tokens.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
+def _flat(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([t.detach().float().reshape(-1) for t in tensors])
+
+
+def forget_gradients(module: Any, model: nn.Module) -> None:
+    """Takes hooks, gradients and activations of private records off ``model``.
+
+    Guarantees:
+        Nothing computed from an example stays on the model but its weights, also after an error
+        within a step; the next training of the same model begins clean.
+
+    Args:
+        module: What ``GradientMode.wrap`` made of the model.
+        model: The model.
+    """
+    module.cleanup()
+    for layer in model.modules():
+        if isinstance(layer, SUPPORTED_LAYERS):  # Opacus leaves these behind
+            layer.__dict__.pop("activations", None)
+            layer.__dict__.pop("max_batch_len", None)
+    for parameter in model.parameters():
+        parameter.grad = None
+        parameter.__dict__.pop("summed_grad", None)

@@ -1,0 +1,181 @@
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coordinator.strategies import Contribution, StrategyState, build_strategy
+from core.config import StrategySection
+from core.errors import TrainingError
+
+NAMES = ("a", "b", "scalar")
+Weights = dict[str, np.ndarray]
+
+
+def _weights(seed: int) -> Weights:
+    generator = np.random.default_rng(seed)
+    return {
+        "a": generator.standard_normal((2, 3), dtype=np.float32),
+        "b": generator.standard_normal(5, dtype=np.float32),
+        "scalar": np.array(generator.standard_normal(), np.float32),
+    }
+
+
+def _contributions(server_round: int) -> list[Contribution]:
+    sizes = {"north": 100, "south": 300, "west": 50}
+    return [
+        Contribution(site, size, _weights(10 * server_round + index))
+        for index, (site, size) in enumerate(sizes.items())
+    ]
+
+
+def _mean(contributions: list[Contribution], name: str) -> np.ndarray:
+    total = sum(c.weight for c in contributions)
+    result = np.zeros_like(contributions[0].arrays[name])
+    for item in contributions:
+        result = result + item.arrays[name] * (item.weight / total)
+    return result
+
+
+def _play(section: StrategySection, rounds: int) -> tuple[list[Weights], StrategyState]:
+    strategy, state, arrays = build_strategy(section), {}, _weights(0)
+    history = [arrays]
+    for server_round in range(1, rounds + 1):
+        arrays, state = strategy.aggregate(
+            state, server_round, arrays, _contributions(server_round)
+        )
+        history.append(arrays)
+    return history, state
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox"])
+def test_fedavg_and_fedprox_are_the_mean_weighted_by_public_size(name: Any) -> None:
+    history, state = _play(StrategySection(name=name, proximal_mu=0.1), 2)
+
+    for parameter in NAMES:
+        expected = _mean(_contributions(2), parameter)
+        np.testing.assert_allclose(history[2][parameter], expected, rtol=1e-6, atol=1e-7)
+    assert state == {}
+
+
+def test_fedavgm_is_sgd_with_momentum_on_the_mean() -> None:
+    history, _ = _play(
+        StrategySection(name="fedavgm", server_momentum=0.8, server_learning_rate=0.5), 3
+    )
+
+    for parameter in NAMES:
+        weights, momentum = _weights(0)[parameter], 0.0
+        for server_round in (1, 2, 3):
+            gradient = weights - _mean(_contributions(server_round), parameter)
+            momentum = gradient + (0.8 * momentum if server_round > 1 else 0.0)
+            weights = weights - 0.5 * momentum
+        np.testing.assert_allclose(history[3][parameter], weights, rtol=1e-5, atol=1e-6)
+
+
+def _adam(v: Any, d: Any, server_round: int) -> tuple[Any, float]:
+    correction = np.sqrt(1 - 0.95 ** (server_round + 1)) / (1 - 0.7 ** (server_round + 1))
+    return 0.95 * v + 0.05 * d**2, float(correction)
+
+
+def _yogi(v: Any, d: Any, server_round: int) -> tuple[Any, float]:
+    return v - 0.05 * d**2 * np.sign(v - d**2), 1.0
+
+
+@pytest.mark.parametrize(("name", "second_moment"), [("fedadam", _adam), ("fedyogi", _yogi)])
+def test_fedadam_and_fedyogi_follow_their_paper(
+    name: Any, second_moment: Callable[..., Any]
+) -> None:
+    section = StrategySection(name=name, server_learning_rate=0.1, beta1=0.7, beta2=0.95, tau=0.01)
+    history, _ = _play(section, 3)
+
+    for parameter in NAMES:
+        weights = _weights(0)[parameter].astype(np.float64)
+        m, v = 0.0, np.zeros_like(weights)
+        for server_round in (1, 2, 3):
+            delta = _mean(_contributions(server_round), parameter) - weights
+            m = 0.7 * m + 0.3 * delta
+            v, correction = second_moment(v, delta, server_round)
+            weights = weights + 0.1 * correction * m / (np.sqrt(v) + 0.01)
+        np.testing.assert_allclose(history[3][parameter], weights, rtol=1e-4, atol=1e-5)
+
+
+ALL = [
+    StrategySection(name="fedavg"),
+    StrategySection(name="fedprox", proximal_mu=0.1),
+    StrategySection(name="fedavgm", server_momentum=0.9),
+    StrategySection(name="fedavgm", server_momentum=0.0, server_learning_rate=0.5),
+    StrategySection(name="fedadam", server_learning_rate=0.1),
+    StrategySection(name="fedyogi", server_learning_rate=0.1),
+]
+IDS = [f"{section.name}-{section.server_momentum:g}" for section in ALL]
+
+
+@pytest.mark.parametrize("section", ALL, ids=IDS)
+def test_the_result_is_fp32_of_the_same_shapes(section: StrategySection) -> None:
+    history, _ = _play(section, 2)
+
+    for name, array in history[2].items():
+        assert array.dtype == np.float32
+        assert array.shape == history[0][name].shape
+
+
+@pytest.mark.parametrize("section", ALL, ids=IDS)
+def test_the_order_of_arrival_changes_no_bit(section: StrategySection) -> None:
+    strategy = build_strategy(section)
+    ordered = _contributions(1)
+
+    one, _ = strategy.aggregate({}, 1, _weights(0), ordered)
+    two, _ = strategy.aggregate({}, 1, _weights(0), ordered[::-1])
+
+    assert {k: v.tobytes() for k, v in one.items()} == {k: v.tobytes() for k, v in two.items()}
+
+
+@pytest.mark.parametrize("section", ALL, ids=IDS)
+def test_aggregation_changes_no_argument_and_keeps_nothing(section: StrategySection) -> None:
+    strategy = build_strategy(section)
+    _, state = strategy.aggregate({}, 1, _weights(0), _contributions(1))
+    arguments = (state, 2, _weights(7), _contributions(2))
+    before = copy.deepcopy(arguments)
+
+    first = strategy.aggregate(*arguments)
+    second = strategy.aggregate(*arguments)
+
+    for got, expected in (
+        (arguments[0], before[0]),
+        (arguments[2], before[2]),
+        (first[0], second[0]),
+    ):
+        assert {k: v.tobytes() for k, v in got.items()} == {
+            k: v.tobytes() for k, v in expected.items()
+        }
+    for got, expected in zip(arguments[3], before[3], strict=True):
+        assert all(np.array_equal(got.arrays[name], expected.arrays[name]) for name in NAMES)
+
+
+@pytest.mark.parametrize("section", ALL[2:], ids=IDS[2:])
+def test_the_state_matters_from_round_two_where_there_is_one(section: StrategySection) -> None:
+    _, state = _play(section, 1)
+    strategy = build_strategy(section)
+
+    with_state, _ = strategy.aggregate(state, 2, _weights(3), _contributions(2))
+    without, _ = strategy.aggregate({}, 2, _weights(3), _contributions(2))
+
+    assert bool(state) == (not np.array_equal(with_state["a"], without["a"]))
+
+
+def test_nothing_to_aggregate_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="expected at least one usable reply"):
+        build_strategy(StrategySection()).aggregate({}, 1, _weights(0), [])
+
+
+def test_a_sum_that_overflows_stops_the_run() -> None:
+    huge = {name: np.full_like(array, 3e38) for name, array in _weights(0).items()}
+    section = StrategySection(name="fedavgm", server_learning_rate=10.0)
+
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(TrainingError, match="expected finite weights after round 1") as caught,
+    ):
+        build_strategy(section).aggregate({}, 1, _weights(0), [Contribution("north", 1, huge)])
+    assert "max_update_norm" in caught.value.hint

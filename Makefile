@@ -25,7 +25,7 @@ demo: $(READY) ## train the embedded example of three hospitals and show what it
 	$(BIN)/cloister simulate --output runs/demo
 
 test: $(READY) ## run the tests that take seconds to minutes
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n auto -m "not slow"
 
 test-slow: $(READY) ## run all tests, including those that take minutes each
 	$(BIN)/python -m pytest -q

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from core.allocator import keep_freed_memory
 from core.errors import CloisterError
 
 # Before the first import of Flower, Ray or a Hugging Face library: none may call home.
@@ -24,18 +25,21 @@ OFFLINE: Final = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, own_process: bool = True) -> int:
     """Runs one command.
 
     Args:
         arguments: The command line without the program's name; ``None`` for the process's own.
+        own_process: Set up the process's allocator, logging and warnings.
 
     Returns:
         The exit code.
     """
     os.environ.update(OFFLINE)
     options = build_parser().parse_args(arguments)
-    _configure_logging(options.verbose)
+    if own_process:
+        keep_freed_memory()
+        _configure_logging(options.verbose)
     try:
         return int(options.run(options))
     except CloisterError as error:

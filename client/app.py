@@ -10,7 +10,13 @@ from flwr.clientapp import ClientApp
 from client.local_round import RoundResult, local_round
 from client.site import Site, Workshop
 from core.array_codec import Manifest, decode_arrays, encode_arrays
-from core.errors import CloisterError, MessageError, PrivacyError, RefusedError
+from core.errors import (
+    CloisterError,
+    LossContractError,
+    MessageError,
+    RefusedError,
+    UnsupportedLayerError,
+)
 from core.messages import MAX_TEXT, Refusal, TrainTask, decode, encode
 from core.parameters import Arrays
 
@@ -18,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 Record = TypeVar("Record", ArrayRecord, ConfigRecord)
 _UNREADABLE_RUN: Final = "0" * 16
+_ABOUT_THE_TASK: Final = (RefusedError, MessageError, UnsupportedLayerError, LossContractError)
 
 
 def build_client_app(site_of: Callable[[Context], Site], workshop: Workshop) -> ClientApp:
@@ -58,23 +65,20 @@ def read_arrays(content: RecordDict, manifest: Manifest) -> Arrays:
 
 def reply_content(result: RoundResult) -> RecordDict:
     """What a round sends back."""
-    arrays = {name: Array(*fields) for name, fields in encode_arrays(result.arrays).items()}
-    return RecordDict(
-        {
-            "reply": ConfigRecord({"reply": encode(result.reply)}),
-            "arrays": ArrayRecord(arrays),
-        }
-    )
+    arrays = ArrayRecord()
+    for name, fields in encode_arrays(result.arrays).items():
+        arrays[name] = Array(*fields)
+    return RecordDict({"reply": ConfigRecord({"reply": encode(result.reply)}), "arrays": arrays})
 
 
 def refusal_content(error: CloisterError, site: Site, order: TrainTask | None) -> RecordDict:
     """A refusal with its reason.
 
     Guarantees:
-        Only errors about the task and the budget carry their text; of any other, which may speak
-        of files and records, the name alone leaves the site.
+        Only errors about the task, the model and the budget carry their text; of any other, which
+        may speak of files and records, the name alone leaves the site.
     """
-    speaks_of_the_task = isinstance(error, RefusedError | PrivacyError | MessageError)
+    speaks_of_the_task = isinstance(error, _ABOUT_THE_TASK)
     refusal = Refusal(
         run_id=order.run_id if order else _UNREADABLE_RUN,
         server_round=order.server_round if order else 0,
@@ -89,5 +93,5 @@ def refusal_content(error: CloisterError, site: Site, order: TrainTask | None) -
 def _record(content: RecordDict, name: str, kind: type[Record]) -> Record:
     record = content.get(name)
     if not isinstance(record, kind):
-        raise MessageError(f"expected a {kind.__name__} {name!r}, got {type(record).__name__}")
+        raise MessageError(f"expected the {kind.__name__} {name!r}, got {type(record).__name__}")
     return record

@@ -44,12 +44,14 @@ def local_round(
         PrivacyError: The guarantee cannot be given; nothing is returned.
         CloisterError: Anything else that keeps the site from training.
     """
-    check_policy(order, site.policy, site=site.name)
+    randomness = site.randomness(order)
+    check_policy(
+        order, site.policy, site=site.name, predictable_noise=not randomness.private
+    )
     model = workshop.model(order.terms)
-    if arrays_digest(arrays) != order.arrays_digest:
+    if workshop.digests.digest(arrays) != order.arrays_digest:
         raise MessageError("expected the weights that the task names, got others")
     mode = PRIVACY_MODES[order.terms.privacy.mode]
-    randomness = site.randomness(order)
     with site.open_ledger() as ledger:
         if order.ledger_witness is not None:
             ledger.check_witness(order.ledger_witness)

@@ -5,7 +5,9 @@ from core.errors import PolicyRefusedError
 from core.messages import DpSgdTerms, TrainTask
 
 
-def check_policy(order: TrainTask, policy: PolicySection, *, site: str) -> None:
+def check_policy(
+    order: TrainTask, policy: PolicySection, *, site: str, predictable_noise: bool
+) -> None:
     """Refuses an order that asks for less privacy, or for more work, than the site allows.
 
     Guarantees:
@@ -19,6 +21,7 @@ def check_policy(order: TrainTask, policy: PolicySection, *, site: str) -> None:
         order: What the coordinator asks.
         policy: What the site allows.
         site: The site's own name.
+        predictable_noise: Whether the site's noise comes from a test key.
 
     Raises:
         PolicyRefusedError: Says what was asked and what is allowed.
@@ -39,6 +42,11 @@ def check_policy(order: TrainTask, policy: PolicySection, *, site: str) -> None:
         return
     if order.dp_sgd is None:
         raise PolicyRefusedError("expected privacy constants in mode local, got none")
+    if predictable_noise and not policy.allow_test_noise:
+        raise PolicyRefusedError(
+            "expected noise that nobody can predict, got a test key",
+            hint="only a site whose policy says allow_test_noise = true takes part",
+        )
     _check_privacy(order, order.dp_sgd, policy)
 
 

@@ -11,6 +11,7 @@ from core.array_codec import manifest_of
 from core.blueprint import Blueprint
 from core.config import PolicySection
 from core.data.dataset import TokenizedDataset
+from core.digests import DigestMemory
 from core.errors import CheckpointError, TokenizerError
 from core.messages import TrainingTerms, TrainTask
 from core.parameters import base_digest, to_arrays
@@ -81,6 +82,7 @@ class Workshop:
         model = blueprint.build()
         self._digest = base_digest(model)
         self.manifest = manifest_of(to_arrays(model))
+        self.digests = DigestMemory()
         self._thread = threading.local()
 
     def model(self, terms: TrainingTerms) -> nn.Module:

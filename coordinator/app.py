@@ -1,5 +1,6 @@
 """The coordinator as a Flower ``ServerApp``: the same app on every grid."""
 
+import gc
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -35,6 +36,9 @@ def build_server_app(plan: RunPlan, folder: Path, *, run_id: str | None = None) 
 def start(app: ServerApp, grid: Grid) -> None:
     """Runs the app on a grid, outside Flower's engine.
 
+    Everything that is there by now stays for the run: the garbage collector is told not to look
+    at it again, which with torch and its half a million objects takes longer than a small round.
+
     Raises:
         CloisterError: Whatever ``run_rounds`` raises.
     """
@@ -45,4 +49,8 @@ def start(app: ServerApp, grid: Grid) -> None:
         state=RecordDict(),
         run_config={},
     )
-    app(grid, context)
+    gc.freeze()
+    try:
+        app(grid, context)
+    finally:
+        gc.unfreeze()

@@ -1,5 +1,6 @@
 """Named fp32 arrays as Flower's ``ArrayRecord`` and back; ``core.array_codec`` does the work."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +13,18 @@ from core.array_codec import Manifest, decode_arrays, encode_arrays
 
 def to_record(arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
     """Serialises fp32 arrays, in the order of their names."""
-    return ArrayRecord({name: Array(*fields) for name, fields in encode_arrays(arrays).items()})
+    record = ArrayRecord()
+    for name, fields in encode_arrays(arrays).items():
+        record[name] = Array(*fields)
+    return record
 
 
 def share_record(record: ArrayRecord) -> ArrayRecord:
     """A record of its own for another node, over the same immutable bytes."""
-    return ArrayRecord.from_array_dict(dict(record))
+    shared = ArrayRecord()
+    for name, array in record.items():
+        shared[name] = copy.copy(array)
+    return shared
 
 
 def from_record(record: ArrayRecord, manifest: Manifest) -> dict[str, npt.NDArray[np.float32]]:

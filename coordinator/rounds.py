@@ -243,12 +243,13 @@ class _RoundLoop:
         }
         record = to_record(state.arrays)
         timeout = self._section.round_timeout_seconds
-        messages = [
+        # One by one: the first sites work while the last messages are written.
+        messages = (
             self._grid.create_message(
                 task_content(task, record), MessageType.TRAIN, node, str(server_round), timeout
             )
             for node, task in tasks.items()
-        ]
+        )
         replies = self._grid.send_and_receive(messages, timeout=timeout)
         rules = ReplyRules.of(
             state.arrays,

@@ -103,17 +103,21 @@ def sort_replies(
         orders: What each node was asked, by node id.
         rules: What holds for all of them.
     """
-    by_node: dict[int, list[Message]] = {node: [] for node in orders}
+    verdicts: dict[int, ValidReply | SiteRefusal | RejectedReply] = {}
+    counts = dict.fromkeys(orders, 0)
     rejected = []
     for message in messages:
         node = message.metadata.src_node_id
-        if node in by_node:
-            by_node[node].append(message)
-        else:
+        if node not in orders:
             rejected.append(RejectedReply(f"node {node}", "unknown-node", "was not asked"))
+            continue
+        counts[node] += 1
+        if counts[node] == 1:
+            # Judged while other sites still work, where the grid gives replies as they come.
+            verdicts[node] = _judge(message, orders[node], rules)
     valid, refusals = [], []
-    for node, replies in by_node.items():
-        match _judge(replies, orders[node], rules):
+    for node, count in counts.items():
+        match verdicts[node] if count == 1 else _miscounted(count, orders[node]):
             case ValidReply() as reply:
                 valid.append(reply)
             case SiteRefusal() as refusal:
@@ -159,16 +163,17 @@ def validate_reply(
     return ValidReply(task.site, arrays, reply)
 
 
-def _judge(
-    replies: Sequence[Message], task: TrainTask, rules: ReplyRules
-) -> ValidReply | SiteRefusal | RejectedReply:
-    if not replies:
+def _miscounted(count: int, task: TrainTask) -> RejectedReply:
+    if count == 0:
         return RejectedReply(task.site, "no-reply", "no reply before the deadline")
-    if len(replies) > 1:
-        return RejectedReply(
-            task.site, "duplicate-reply", f"expected one reply, got {len(replies)}; all dropped"
-        )
-    message = replies[0]
+    return RejectedReply(
+        task.site, "duplicate-reply", f"expected one reply, got {count}; all dropped"
+    )
+
+
+def _judge(
+    message: Message, task: TrainTask, rules: ReplyRules
+) -> ValidReply | SiteRefusal | RejectedReply:
     if message.has_error():
         reason = ascii(message.error.reason or "")[1:-1][:200]
         return RejectedReply(task.site, "client-error", f"the client failed: {reason}")

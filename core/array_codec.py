@@ -7,6 +7,7 @@ ever parsed.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -104,6 +105,7 @@ def _view(name: str, array: Received, spec: ArraySpec) -> npt.NDArray[np.float32
     return np.frombuffer(data, dtype=_FP32, offset=len(spec.header)).reshape(spec.shape)
 
 
+@lru_cache(maxsize=1024)  # a model has few shapes, and every reply has all of them
 def _spec(shape: tuple[int, ...]) -> ArraySpec:
     buffer = BytesIO()
     header = {"descr": _FP32.str, "fortran_order": False, "shape": shape}

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from core.config import FederationConfig, PretrainedModel
-from core.messages import TrainingTerms
 from core.errors import CheckpointError
+from core.messages import TrainingTerms
 from core.model import Classifier, LanguageModel, ModelConfig, init_weights
 from core.parameters import base_digest, freeze
 from core.pretrained import load_pretrained, load_weights

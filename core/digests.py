@@ -3,12 +3,15 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from core.errors import MessageError
+
+_Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
+_Identity: TypeAlias = list[tuple[Any, ...]]
 
 
 def canonical_json(value: Any) -> bytes:
@@ -59,3 +62,51 @@ def arrays_digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
         digest.update(header)
         digest.update(little.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+class DigestMemory:
+    """``arrays_digest``, computed once for arrays that come again over the very same bytes.
+
+    In a simulation one set of weights goes to every site of a round, and each site checks it.
+    Keeps the last arrays that it was shown. Safe to share between threads.
+
+    Guarantees:
+        The result equals ``arrays_digest``. Arrays are recognised only as read-only views of
+        ``bytes``, which nothing can change, at the same place of the same objects, which are
+        kept here, so that no other object can take their address.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[_Identity, dict[str, npt.NDArray[Any]], str] | None = None
+
+    def digest(self, arrays: _Arrays) -> str:
+        """The digest of ``arrays``.
+
+        Raises:
+            MessageError: See ``arrays_digest``.
+        """
+        identity = _identity(arrays)
+        if identity is None:
+            return arrays_digest(arrays)
+        last = self._last
+        if last is None or last[0] != identity:
+            last = (identity, dict(arrays), arrays_digest(arrays))
+            self._last = last
+        return last[2]
+
+
+def _identity(arrays: _Arrays) -> _Identity | None:
+    """Which bytes the arrays show; ``None`` where they could change."""
+    found: _Identity = []
+    for name in sorted(arrays):
+        array = arrays[name]
+        owner: Any = array
+        while isinstance(owner, np.ndarray):
+            if owner.flags.writeable:
+                return None
+            owner = owner.base
+        if not isinstance(owner, bytes):
+            return None
+        address = array.__array_interface__["data"][0]
+        found.append((name, id(owner), address, array.dtype.str, array.shape, array.strides))
+    return found

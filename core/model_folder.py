@@ -11,8 +11,8 @@ from torch import nn
 from core.blueprint import Blueprint
 from core.checkpoints import load_checkpoint, save_checkpoint
 from core.config import FederationConfig, TaskSection, TokenizerSection
-from core.digests import arrays_digest
-from core.errors import CheckpointError
+from core.digests import arrays_digest, canonical_json
+from core.errors import CheckpointError, ConfigError
 from core.model import ModelConfig
 from core.parameters import load_arrays, to_arrays
 from core.tasks.build import build_task
@@ -67,13 +67,14 @@ def load_model(folder: Path) -> LoadedModel:
     """
     checkpoint = load_checkpoint(folder)
     try:
-        model_config = TypeAdapter(ModelConfig).validate_python(checkpoint.metadata["model"])
-        task_section = TypeAdapter(TaskSection).validate_python(
-            checkpoint.metadata["task"], strict=False
+        # By way of JSON: strict mode then takes arrays for tuples.
+        model_config = TypeAdapter(ModelConfig).validate_json(
+            canonical_json(checkpoint.metadata["model"])
         )
+        task_section = TaskSection.model_validate_json(canonical_json(checkpoint.metadata["task"]))
         kind, digest = (checkpoint.metadata["tokenizer"][key] for key in ("kind", "digest"))
         weights = dict(checkpoint.arrays["model"])
-    except (ValidationError, KeyError, TypeError) as error:
+    except (ValidationError, ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"expected a model that a run left in {folder}, got none") from error
     if kind == "file":
         content = np.asarray(checkpoint.arrays["tokenizer"]["json"]).tobytes()

@@ -141,6 +141,7 @@ class PlainStepper:
         self._denominator = config.global_batch_size
         self._max_norm = config.max_update_norm or math.inf
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.zero_grad(set_to_none=True)  # of a training on this model that an error ended
 
     def micro_step(self, batch: Batch, *, last: bool) -> None:
         """Adds the micro-batch's gradient; at the last one clips, checks and updates.
@@ -151,12 +152,15 @@ class PlainStepper:
         (self._loss(self._model, batch).sum() / self._denominator).backward()  # type: ignore[no-untyped-call]
         if not last:
             return
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             raise TrainingError(
                 f"expected a finite gradient, got norm {norm.item()}",
                 hint="lower train.learning_rate, or set train.max_update_norm",
             )
+        if self._max_norm < math.inf:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._max_norm, norm)
         if self._pull is not None:
             self._pull.add_to_gradients(self._parameters)
         self._optimizer.step()
@@ -249,6 +253,9 @@ def run_steps(
 
     Returns:
         Steps taken.
+
+    Raises:
+        TrainingError: ``fetch`` gives another number of examples than it was asked for.
     """
     step = first_step
     for step, indices in enumerate(batches, start=first_step + 1):
@@ -257,7 +264,14 @@ def run_steps(
         size = config.micro_batch_size
         chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
         for chunk in chunks:
-            stepper.micro_step(fetch(chunk), last=chunk is chunks[-1])
+            batch = fetch(chunk)
+            if len(batch) != len(chunk):
+                raise TrainingError(
+                    f"expected a batch of {len(chunk)} examples, one for each record, "
+                    f"got {len(batch)}",
+                    hint="a record that counts twice is clipped twice",
+                )
+            stepper.micro_step(batch, last=chunk is chunks[-1])
         if not chunks:
             stepper.empty_step()
     return step - first_step

@@ -106,8 +106,8 @@ def _by_parameter(
     state: dict[str, dict[str, Any]] = {}
     for key, array in arrays.items():
         slot, _, name = key.partition("/")
-        shape = tuple(parameters[name].shape) if name in parameters else None
-        if tuple(array.shape) != (() if slot == "step" else shape):
+        scalar = slot == "step"
+        if name not in parameters or array.shape != (() if scalar else parameters[name].shape):
             raise CheckpointError(
                 f"expected the optimizer's state of this model in {folder}, "
                 f"got {key} of shape {tuple(array.shape)}"

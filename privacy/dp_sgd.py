@@ -158,7 +158,7 @@ def train_privately(
     check_arithmetic(next(model.parameters()).device)
     check_layers(model)
     mode.check(model, config)
-    check_loss_contract(model, task, loss)
+    check_loss_contract(model, task, make_loss(task, autocast="off"))
     rehearse(model, task, loss, mode, config)
     model.train()
     optimizer = make_optimizer(model, config)

@@ -114,7 +114,7 @@ class NoPrivacy:
             config.global_batch_size,
             first_step=first_step,
             steps=config.steps_per_round,
-            seed=_public_seed(order),
+            seed=public_seed(order.task_digest, order.site),
         )
         stepper = PlainStepper(
             model,
@@ -150,8 +150,9 @@ def _plan(order: TrainTask) -> DpSgdPlan:
     )
 
 
-def _public_seed(order: TrainTask) -> list[int]:
-    digest = hashlib.sha256(f"{order.task_digest}/{order.site}".encode()).digest()
+def public_seed(task_digest: str, site: str) -> list[int]:
+    """Seed of a site's batches without privacy: a function of what everyone knows."""
+    digest = hashlib.sha256(f"{task_digest}/{site}".encode()).digest()
     return [int.from_bytes(digest[start : start + 4], "little") for start in (0, 4, 8, 12)]
 
 

@@ -84,7 +84,7 @@ class HooksOptimizer(CalibratedNoise):
             the others add does not depend on it.
         """
         samples = [gradients.float() for gradients in self.grad_samples]
-        squares = [g.reshape(len(g), -1).square().sum(dim=1) for g in samples]
+        squares = [g.square().flatten(1).sum(dim=1) for g in samples]
         norms = torch.stack(squares).sum(dim=0).sqrt()
         finite = torch.isfinite(norms)
         factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)

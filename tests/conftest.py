@@ -15,6 +15,7 @@ os.environ.update(
     FLWR_TELEMETRY_ENABLED="0",
     FLWR_DISABLE_UPDATE_CHECK="1",
     RAY_USAGE_STATS_ENABLED="0",
+    OMP_NUM_THREADS="1",  # tiny models: threads would wait for each other, 20 times as long
 )
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -7,7 +7,8 @@ called, so a thousand nodes cost a thousand small records.
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Final, Self
@@ -136,16 +137,29 @@ class InProcessGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Sends, and returns the replies that came within ``timeout`` seconds.
+        """Sends at once, and gives the replies that come within ``timeout`` seconds.
 
-        What has not begun by then never does; what comes later is thrown away.
+        A reply is given as soon as it and those before it are there, so that the coordinator
+        checks it while other nodes still work. What has not begun at the deadline never does;
+        what comes later is thrown away.
         """
-        ids = list(self.push_messages(messages))
-        wait([self._pending[message_id][1] for message_id in ids], timeout=timeout)
-        replies = list(self.pull_messages(ids))
-        for message_id in ids:
-            self._abandon(message_id)
-        return replies
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._replies(list(self.push_messages(messages)), deadline)
+
+    def _replies(self, ids: Sequence[str], deadline: float | None) -> Iterator[Message]:
+        try:
+            for number, message_id in enumerate(ids):
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                wait([self._pending[message_id][1]], timeout=left)
+                if deadline is not None and time.monotonic() >= deadline:
+                    # All at once: whoever reads may take its time, and nothing may begin then.
+                    last = list(self.pull_messages(ids[number:]))
+                    self._abandon(ids)
+                    yield from last
+                    return
+                yield from self.pull_messages([message_id])
+        finally:
+            self._abandon(ids)
 
     def _push(self, message: Message) -> str:
         message_id = str(next(self._numbers))
@@ -205,10 +219,11 @@ class InProcessGrid(Grid):
             return Message(reply.error, reply_to=message)
         return Message(reply.content, reply_to=message)
 
-    def _abandon(self, message_id: str) -> None:
-        entry = self._pending.pop(message_id, None)
-        if entry is not None and entry[1].cancel():
-            self._release(entry[0].metadata.dst_node_id)
+    def _abandon(self, message_ids: Sequence[str]) -> None:
+        for message_id in message_ids:
+            entry = self._pending.pop(message_id, None)
+            if entry is not None and entry[1].cancel():
+                self._release(entry[0].metadata.dst_node_id)
 
     def _release(self, node: int) -> None:
         with self._lock:

@@ -53,7 +53,6 @@ class TextInput:
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """One or more rows (B, T) int64, filled up with ``value`` to the longest."""
-    padded = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.int64)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
-    return padded
+    length = max(map(len, rows))
+    padded = [[*row, *[value] * (length - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.int64)

@@ -1,3 +1,4 @@
+import gc
 import logging
 from pathlib import Path
 
@@ -39,3 +40,20 @@ def test_what_the_round_loop_raises_comes_through(tmp_path: Path) -> None:
         pytest.raises(RunError, match="expected initial weights, got none"),
     ):
         start(build_server_app(plan, tmp_path), grid)
+
+
+def test_the_garbage_collector_leaves_what_was_there_alone_during_the_run_only(
+    tmp_path: Path,
+) -> None:
+    frozen = []
+
+    def evaluator(arrays: object) -> dict[str, float]:
+        frozen.append(gc.get_freeze_count())
+        return {}
+
+    plan = plan_of(config_of({"north": 100}, num_rounds=1), evaluator=evaluator)
+    with Sites().grid(plan) as grid:
+        start(build_server_app(plan, tmp_path / "run"), grid)
+
+    assert min(frozen) > 10_000
+    assert gc.get_freeze_count() == 0

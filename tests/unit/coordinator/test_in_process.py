@@ -190,3 +190,59 @@ def test_the_run_can_be_set() -> None:
 
     assert _value(reply) == 5
     assert reply.metadata.run_id == 5
+
+
+def test_a_reply_is_given_while_other_nodes_still_work() -> None:
+    gate = threading.Event()
+
+    def train(message: Message, context: Context) -> Message:
+        if context.node_id == 2:
+            assert gate.wait(10)
+        return _number(context.node_id, message)
+
+    with _grid(train) as grid:
+        replies = iter(grid.send_and_receive(_messages(grid, 1, 2), timeout=10))
+        assert _value(next(replies)) == 1
+        gate.set()
+        assert [_value(reply) for reply in replies] == [2]
+
+
+def test_nothing_begins_after_the_deadline_however_slowly_replies_are_read() -> None:
+    gate, called = threading.Event(), []
+
+    def train(message: Message, context: Context) -> Message:
+        called.append(context.node_id)
+        if context.node_id == 2:
+            gate.wait(10)
+        return _number(context.node_id, message)
+
+    with _grid(train, workers=1) as grid:
+        replies = iter(grid.send_and_receive(_messages(grid, 1, 2, 3), timeout=0.3))
+        assert _value(next(replies)) == 1
+        assert list(replies) == []
+        gate.set()
+        while 2 not in grid.get_node_ids():
+            time.sleep(0.01)
+        assert list(grid.get_node_ids()) == [1, 2, 3, 4]
+
+    assert called == [1, 2]
+
+
+def test_who_stops_reading_takes_back_what_has_not_begun() -> None:
+    gate, called = threading.Event(), []
+
+    def train(message: Message, context: Context) -> Message:
+        called.append(context.node_id)
+        if context.node_id == 2:
+            gate.wait(10)
+        return _number(context.node_id, message)
+
+    with _grid(train, workers=1) as grid:
+        replies = iter(grid.send_and_receive(_messages(grid, 1, 2, 3)))
+        next(replies)
+        while 2 not in called:
+            time.sleep(0.01)
+        replies.close()  # type: ignore[attr-defined]
+        gate.set()
+
+    assert called == [1, 2]

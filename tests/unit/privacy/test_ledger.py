@@ -393,6 +393,29 @@ def test_junk_in_an_entry_is_found(written: Path, body: str) -> None:
         reopen(written)
 
 
+@pytest.mark.parametrize("change", [('":', '": '), ('{"attempt":1', '{"attempt":2,"attempt":1')])
+def test_an_entry_has_one_form(written: Path, change: tuple[str, str]) -> None:
+    """The same content, written otherwise."""
+    (body,) = sql(written, "SELECT body FROM entries WHERE sequence = 2")[0]
+    other = body.replace(*change, 1)
+    assert other != body
+    assert json.loads(other) == json.loads(body)
+    sql(written, "UPDATE entries SET body = ? WHERE sequence = 2", other)
+    with pytest.raises(LedgerTamperedError, match="expected entry 2 to match its hash"):
+        reopen(written)
+
+
+def test_an_entry_that_follows_another_past_is_found(written: Path) -> None:
+    """Signed with the right key, as a copy of the ledger would have gone on."""
+    key = SiteKey.load(beside(written, ".key"))
+    last = reopen_entries(written)[-1]
+    other = replace(last, digest="1" * 64)
+    entry = next_entry(other, "reserve", last.body, time=last.time, key=key)
+    sql(written, "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", *entry.row())
+    with pytest.raises(LedgerTamperedError, match="expected entry 5 to follow the entry before it"):
+        reopen(written)
+
+
 def test_a_chain_that_another_key_signed_is_found(written: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / "ledger.sqlite"
     with Ledger.open(other, site="north") as ledger:
@@ -590,17 +613,16 @@ def test_a_full_disk_refuses_and_writes_nothing(ledger: Ledger) -> None:
     reserve(ledger)
     assert ledger._store is not None
     ledger._store._connection.execute("PRAGMA max_page_count = 1")
-    refused = False
-    for server_round in range(2, 40):
-        head = ledger.head()
-        try:
-            reserve(ledger, server_round=server_round)
-        except LedgerError as error:
-            assert "got: database or disk is full\nhint: nothing was released" in str(error)
-            refused = True
-            break
-    assert refused
-    assert ledger.head() == head
+    kept: list[int] = []
+
+    def fill() -> None:
+        for server_round in range(2, 40):
+            kept.append(reserve(ledger, server_round=server_round))
+
+    with pytest.raises(LedgerError, match="got: database or disk is full\nhint: nothing was rele"):
+        fill()
+    assert len(kept) < 38
+    assert len(ledger.entries()) == 2 + len(kept)
     ledger._store._connection.execute("PRAGMA max_page_count = 1000")
     reserve(ledger)
 

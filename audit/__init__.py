@@ -1,1 +1,0 @@
-"""Tests of a trained model for leakage and bias, and the report."""

@@ -1,0 +1,1 @@
+"""The embedded example: files that `cloister simulate` uses where no configuration is given."""

@@ -27,8 +27,8 @@ from core.config import (
     PolicySection,
     SimulationSection,
     SiteConfig,
-    load_config,
 )
+from core.config_files import load_config
 from core.data.dataset import TokenizedDataset
 from core.data.partition import partition
 from core.data.records import RecordSource

@@ -7,9 +7,9 @@ place where they are converted.
 import json
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from core.config import Digest, Name, PrivacySection, TaskSection
+from core.config import Digest, Name, PrivacySection, Section, TaskSection
 from core.digests import canonical_json, json_digest
 from core.errors import ConfigError, MessageError
 from core.model import ModelConfig
@@ -24,16 +24,8 @@ RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 
 
-class WireMessage(BaseModel):
+class WireMessage(Section):
     """What all messages share: frozen, strict, nothing unknown, no NaN or infinity."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
 
 
 class TrainingTerms(WireMessage):

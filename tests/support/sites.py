@@ -20,7 +20,8 @@ from coordinator.grids.in_process import InProcessGrid
 from coordinator.payload import from_record, to_record
 from coordinator.rounds import Evaluator, RunPlan
 from core.array_codec import manifest_of
-from core.config import FederationConfig, MemberSection, parse_config
+from core.config import FederationConfig, MemberSection
+from core.config_files import parse_config
 from core.digests import arrays_digest
 from core.messages import (
     LedgerHead,

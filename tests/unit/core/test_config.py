@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from core import config as config_module
+from core import config_files
 from core.config import (
     FederationConfig,
     MemberSection,
@@ -20,9 +21,8 @@ from core.config import (
     Section,
     SiteConfig,
     config_digest,
-    load_config,
-    parse_config,
 )
+from core.config_files import load_config, parse_config
 from core.errors import ConfigError
 from core.model import ModelConfig
 from core.train import TrainConfig
@@ -334,7 +334,7 @@ def test_an_override_below_a_value_is_refused(federation_file: Path, override: s
 def test_no_override_raises_anything_else(override: str) -> None:
     document = {"federation": {"name": "x"}, "sites": [1]}
     try:
-        config_module._apply_override(document, override)
+        config_files._apply_override(document, override)
         parse_config(FederationConfig, document, origin="here")
     except ConfigError as error:
         assert error.exit_code == 2  # noqa: PT017

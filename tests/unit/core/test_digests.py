@@ -1,13 +1,16 @@
 """Canonical JSON and digests: equal for the same, different for anything else."""
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.digests import arrays_digest, canonical_json, json_digest, sha256_hex
+from core.digests import DigestMemory, arrays_digest, canonical_json, json_digest, sha256_hex
 from core.errors import MessageError
 
 JSON = st.recursive(
@@ -114,3 +117,80 @@ def test_the_digest_does_not_change_from_version_to_version() -> None:
 def test_arrays_of_other_things_than_numbers_are_refused(dtype: str) -> None:
     with pytest.raises(MessageError, match="expected an array of numbers or booleans for 'a', got"):
         arrays_digest({"a": np.zeros(2, dtype=dtype)})
+
+
+def _over_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Read-only views of bytes, as they come out of a message."""
+    return {
+        name: np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
+        for name, array in arrays.items()
+    }
+
+
+WEIGHTS = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.arange(4, dtype=np.float32)}
+
+
+def test_the_memory_gives_the_digest_and_computes_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+        calls.append(1)
+        return arrays_digest(arrays)
+
+    monkeypatch.setattr("core.digests.arrays_digest", counted)
+    memory, arrays = DigestMemory(), _over_bytes(WEIGHTS)
+    # Another site's views of the same bytes.
+    again = {name: array.reshape(-1).reshape(array.shape) for name, array in arrays.items()}
+
+    assert memory.digest(arrays) == memory.digest(again) == arrays_digest(WEIGHTS)
+    assert len(calls) == 1
+
+
+def test_the_memory_does_not_trust_arrays_that_can_change() -> None:
+    memory = DigestMemory()
+    arrays = {name: array.copy() for name, array in WEIGHTS.items()}
+    before = memory.digest(arrays)
+
+    arrays["a"][0] = 7
+
+    assert memory.digest(arrays) == arrays_digest(arrays) != before
+
+
+def test_the_memory_does_not_trust_a_read_only_view_of_what_can_change() -> None:
+    memory = DigestMemory()
+    owner = np.ones(4, np.float32)
+    view = owner[:]
+    view.flags.writeable = False
+    before = memory.digest({"a": view})
+
+    owner[0] = 7
+
+    assert memory.digest({"a": view}) == arrays_digest({"a": owner}) != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: {**arrays, "a": arrays["a"][::-1]},
+        lambda arrays: {**arrays, "a": arrays["a"].reshape(2, 2)},
+        lambda arrays: {**arrays, "a": arrays["a"][:3]},
+        lambda arrays: {**arrays, "a": arrays["a"].view(np.int32)},
+        lambda arrays: {"a": arrays["b"], "b": arrays["a"]},
+        lambda arrays: {"a": arrays["a"]},
+        lambda arrays: _over_bytes({**arrays, "a": arrays["a"] * np.float32(2)}),
+    ],
+    ids=["strides", "shape", "length", "dtype", "names", "fewer", "other-bytes"],
+)
+def test_the_memory_sees_every_difference(change: Callable[[Any], Any]) -> None:
+    memory, arrays = DigestMemory(), _over_bytes(WEIGHTS)
+    before = memory.digest(arrays)
+
+    assert memory.digest(change(arrays)) == arrays_digest(change(arrays)) != before
+
+
+def test_the_memory_keeps_the_bytes_so_that_their_address_is_not_used_again() -> None:
+    memory = DigestMemory()
+    for value in range(50):
+        arrays = _over_bytes({"a": np.full(50_000, value, np.float32)})
+        assert memory.digest(arrays) == arrays_digest(arrays)
+        del arrays

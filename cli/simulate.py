@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from cli.progress import ProgressBar
 from client.app import build_client_app
-from client.site import Site, TestRandomness, Workshop, fresh_randomness
+from client.site import Site, TestRandomness, Workshop, check_size, fresh_randomness
 from coordinator.app import build_server_app, start
 from coordinator.curves import write_curves
 from coordinator.evaluation import HoldoutEvaluator
@@ -22,6 +22,8 @@ from coordinator.grids.in_process import InProcessGrid
 from coordinator.rounds import RunPlan
 from core.blueprint import Blueprint, make_blueprint, training_terms
 from core.config import (
+    DataSection,
+    EvaluationSection,
     FederationConfig,
     MemberSection,
     PolicySection,
@@ -92,6 +94,7 @@ def _open_sites(
 ) -> dict[str, Site]:
     """Opens every site's data, so that whatever is wrong with it shows before training."""
     if simulation.partition is not None:
+        _check_public(config.evaluation, [simulation.partition.data])
         parts = _cut(config, simulation)
         policies = dict.fromkeys(parts, simulation.partition.policy)
         ledgers = {name: Path("ledger.sqlite") for name in parts}
@@ -105,12 +108,13 @@ def _open_sites(
             )
         labels = config.task.labels
         chosen = [by_name[member.name] for member in members]
+        _check_public(config.evaluation, [file.data for file in chosen])
         parts = {file.site.name: open_source(file.data, labels=labels) for file in chosen}
         policies = {file.site.name: file.policy for file in chosen}
         ledgers = {file.site.name: file.ledger.path for file in chosen}
-    return {
+    sites = {
         member.name: _site(
-            member.name,
+            member,
             TokenizedDataset(parts[member.name], blueprint.task),
             _approve(policies[member.name], simulation, terms),
             folder / "sites" / member.name / ledgers[member.name],
@@ -118,6 +122,20 @@ def _open_sites(
         )
         for member in members
     }
+    if terms.privacy.mode != "none":
+        for site in sites.values():
+            check_size(site)
+    return sites
+
+
+def _check_public(evaluation: EvaluationSection, private: Sequence[DataSection]) -> None:
+    """Metrics of the holdout leave without noise."""
+    public = evaluation.holdout
+    if public and any((d.path, d.hospital) == (public.path, public.hospital) for d in private):
+        raise ConfigError(
+            "expected a public holdout, got the records that a site trains on",
+            hint="evaluation.holdout needs records of its own; its metrics are not private",
+        )
 
 
 def _cut(config: FederationConfig, simulation: SimulationSection) -> dict[str, RecordSource]:
@@ -151,7 +169,7 @@ def _approve(
 
 
 def _site(
-    name: str,
+    member: MemberSection,
     data: TokenizedDataset,
     policy: PolicySection,
     ledger: Path,
@@ -159,11 +177,12 @@ def _site(
 ) -> Site:
     key = simulation.test_noise_key
     return Site(
-        name=name,
+        name=member.name,
         policy=policy,
         data=data,
-        open_ledger=partial(Ledger.open, ledger, site=name),
+        open_ledger=partial(Ledger.open, ledger, site=member.name),
         randomness=fresh_randomness if key is None else TestRandomness(bytes.fromhex(key)),
+        num_examples=member.num_examples,
     )
 
 
@@ -230,7 +249,9 @@ def _print_summary(summary: Mapping[str, Any], folder: Path, *, as_json: bool) -
     for heading in ("site", "public size", "rounds", "refused", "epsilon", "delta"):
         table.add_column(heading, justify="left" if heading == "site" else "right")
     for name, row in summary["sites"].items():
-        epsilon = "unbounded" if row["epsilon"] is None else f"{row['epsilon']:.3f}"
+        epsilon = "" if row["private"] is None else "unbounded"
+        if row["epsilon"] is not None:
+            epsilon = f"{row['epsilon']:.3f}"
         delta = "" if row["delta"] is None else f"{row['delta']:g}"
         refused = str(row["refusals"] + row["rejected"])
         table.add_row(name, str(row["num_examples"]), str(row["rounds"]), refused, epsilon, delta)

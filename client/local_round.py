@@ -46,7 +46,11 @@ def local_round(
     """
     randomness = site.randomness(order)
     check_policy(
-        order, site.policy, site=site.name, predictable_noise=not randomness.private
+        order,
+        site.policy,
+        site=site.name,
+        num_examples=site.num_examples,
+        predictable_noise=not randomness.private,
     )
     model = workshop.model(order.terms)
     if workshop.digests.digest(arrays) != order.arrays_digest:
@@ -55,7 +59,6 @@ def local_round(
     with site.open_ledger() as ledger:
         if order.ledger_witness is not None:
             ledger.check_witness(order.ledger_witness)
-        check_fresh(ledger, order)
         sequence = ledger.reserve(
             mode.event(order, randomness),
             run_id=order.run_id,
@@ -64,6 +67,7 @@ def local_round(
             task_digest=order.task_digest,
             max_epsilon=site.policy.max_epsilon,
             delta=site.policy.max_delta,
+            once=True,
         )
         load_arrays(model, arrays)
         mode.train(
@@ -76,20 +80,6 @@ def local_round(
         )
         trained = to_arrays(model)
         return RoundResult(_reply(order, trained, ledger), trained)
-
-
-def check_fresh(ledger: Ledger, order: TrainTask) -> None:
-    """Refuses an order that is not newer than every one that this run has debited.
-
-    Raises:
-        MessageError: An old or repeated order.
-    """
-    last = ledger.last_order(order.run_id)
-    if last is not None and (order.server_round, order.attempt) <= last:
-        raise MessageError(
-            f"expected an order after round {last[0]}, attempt {last[1]}, "
-            f"got round {order.server_round}, attempt {order.attempt}"
-        )
 
 
 def _reply(order: TrainTask, arrays: Arrays, ledger: Ledger) -> TrainReply:

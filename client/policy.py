@@ -1,18 +1,27 @@
 """The site's policy: what a task may ask for. It outranks the coordinator; default is no."""
 
-from core.config import PolicySection
+from core.config import PolicySection, largest_data_set
 from core.errors import PolicyRefusedError
 from core.messages import DpSgdTerms, TrainTask
+from privacy.accounting import life_epsilon
+from privacy.events import DpSgdEvent
 
 
 def check_policy(
-    order: TrainTask, policy: PolicySection, *, site: str, predictable_noise: bool
+    order: TrainTask,
+    policy: PolicySection,
+    *,
+    site: str,
+    num_examples: int | None,
+    predictable_noise: bool,
 ) -> None:
     """Refuses an order that asks for less privacy, or for more work, than the site allows.
 
     Guarantees:
-        A return means that the site's people approved exactly these terms by their hash, and
-        that no parameter is weaker than the policy's bound. Nothing about the data was read.
+        A return means that the site's people approved exactly these terms by their hash, that
+        the noise keeps the epsilon or the noise multiplier that the terms name, and that no
+        parameter is weaker than the policy's bound. Sizes are the site's own declared ones: what
+        a refusal says is no function of the data.
 
     Deliberately not checked here: the budget (``privacy.ledger``), the weights and tokenizer
     (``client.local_round``), the supported layers (``privacy.guards``).
@@ -21,6 +30,7 @@ def check_policy(
         order: What the coordinator asks.
         policy: What the site allows.
         site: The site's own name.
+        num_examples: The public size that the site declared, if it did.
         predictable_noise: Whether the site's noise comes from a test key.
 
     Raises:
@@ -47,7 +57,9 @@ def check_policy(
             "expected noise that nobody can predict, got a test key",
             hint="only a site whose policy says allow_test_noise = true takes part",
         )
+    _check_sizes(order, order.dp_sgd, num_examples)
     _check_privacy(order, order.dp_sgd, policy)
+    _check_promise(order, order.dp_sgd)
 
 
 def _check_identity(order: TrainTask, policy: PolicySection, site: str) -> None:
@@ -66,6 +78,22 @@ def _check_identity(order: TrainTask, policy: PolicySection, site: str) -> None:
         )
 
 
+def _check_sizes(order: TrainTask, dp_sgd: DpSgdTerms, num_examples: int | None) -> None:
+    """Whoever may name the bound on the records learns their number, one no after another."""
+    if num_examples is None:
+        raise PolicyRefusedError(
+            "expected a site with a declared public size, got one without",
+            hint="a private run needs the num_examples that this site declared",
+        )
+    largest = largest_data_set(num_examples)
+    if (order.num_examples, dp_sgd.max_examples) != (num_examples, largest):
+        raise PolicyRefusedError(
+            f"expected the declared size {num_examples}, which stands for up to {largest} records, "
+            f"got {order.num_examples} for up to {dp_sgd.max_examples}",
+            hint="the federation's file must name the size that the site declared",
+        )
+
+
 def _check_privacy(order: TrainTask, dp_sgd: DpSgdTerms, policy: PolicySection) -> None:
     privacy = order.terms.privacy
     _at_most("clip (max_grad_norm)", privacy.max_grad_norm, policy.max_grad_norm)
@@ -81,6 +109,34 @@ def _check_privacy(order: TrainTask, dp_sgd: DpSgdTerms, policy: PolicySection) 
         raise PolicyRefusedError(
             f"expected a sampling rate of at most {rate}, the batch size over the public number "
             f"of examples, got {dp_sgd.sample_rate}"
+        )
+
+
+def _check_promise(order: TrainTask, dp_sgd: DpSgdTerms) -> None:
+    """The approved terms name an epsilon, or a noise; what is asked must keep it."""
+    terms = order.terms
+    promised, target = terms.privacy.noise_multiplier, terms.privacy.target_epsilon
+    if promised is not None and dp_sgd.noise_multiplier < promised:
+        raise PolicyRefusedError(
+            f"expected the approved noise multiplier of at least {promised}, "
+            f"got {dp_sgd.noise_multiplier}"
+        )
+    if target is None:
+        return
+    whole_run = DpSgdEvent(
+        noise_multiplier=dp_sgd.noise_multiplier,
+        sample_rate=dp_sgd.sample_rate,
+        max_batch_size=dp_sgd.max_batch_size,
+        max_examples=dp_sgd.max_examples,
+        steps=terms.num_rounds * terms.train.steps_per_round,
+        max_grad_norm=terms.privacy.max_grad_norm,
+    )
+    epsilon = life_epsilon([whole_run], terms.privacy.target_delta)
+    if epsilon > target:
+        raise PolicyRefusedError(
+            f"expected noise with which the whole run costs epsilon {target:g} at most, "
+            f"got {dp_sgd.noise_multiplier}, with which it costs {epsilon:.4g}",
+            hint="the approved terms name target_epsilon; the order's noise does not keep it",
         )
 
 

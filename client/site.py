@@ -9,10 +9,10 @@ from torch import nn
 
 from core.array_codec import manifest_of
 from core.blueprint import Blueprint
-from core.config import PolicySection
+from core.config import PolicySection, largest_data_set
 from core.data.dataset import TokenizedDataset
 from core.digests import DigestMemory
-from core.errors import CheckpointError, TokenizerError
+from core.errors import CheckpointError, ConfigError, PrivacyError, TokenizerError
 from core.messages import TrainingTerms, TrainTask
 from core.parameters import base_digest, to_arrays
 from core.tasks.interface import Batch
@@ -66,6 +66,27 @@ class Site:
     data: TokenizedDataset
     open_ledger: Callable[[], Ledger]
     randomness: Callable[[TrainTask], RandomSource] = fresh_randomness
+    num_examples: int | None = None
+    """The public size that it declared; without one it takes part in no private run."""
+
+
+def check_size(site: Site) -> None:
+    """Refuses, before any round, more records than the declared size stands for.
+
+    A no in a round would tell the coordinator something about the number of records.
+
+    Raises:
+        PrivacyError: There are more; the message does not say how many.
+    """
+    if site.num_examples is None:
+        return
+    largest = largest_data_set(site.num_examples)
+    if len(site.data) > largest:
+        raise PrivacyError(
+            f"expected at most {largest} records at {site.name}, for which its declared public "
+            f"num_examples = {site.num_examples} stands; it holds more",
+            hint="declare a larger num_examples for this site",
+        )
 
 
 class Workshop:
@@ -91,6 +112,7 @@ class Workshop:
         Raises:
             TokenizerError: The sites do not share a tokenizer.
             CheckpointError: The initial weights here differ from the coordinator's.
+            ConfigError: The task, or what is frozen, is not what was installed here.
         """
         if terms.tokenizer_digest != self.blueprint.tokenizer_digest:
             raise TokenizerError(
@@ -102,6 +124,11 @@ class Workshop:
             raise CheckpointError(
                 f"expected initial weights {terms.base_digest[:16]}..., got {self._digest[:16]}...",
                 hint="install the same configuration, checkpoint and versions at every site",
+            )
+        if (terms.task, terms.train.freeze) != (self.blueprint.section, self.blueprint.frozen):
+            raise ConfigError(
+                "expected the task and the frozen parameters that are installed here, got others",
+                hint="install the same configuration at every site",
             )
         if not hasattr(self._thread, "model"):
             self._thread.model = self.blueprint.build().to(self.device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from core.config import FederationConfig, PretrainedModel
+from core.config import FederationConfig, PretrainedModel, TaskSection
 from core.errors import CheckpointError
 from core.messages import TrainingTerms
 from core.model import Classifier, LanguageModel, ModelConfig, init_weights
@@ -22,6 +22,7 @@ class Blueprint:
     """All it takes to build the run's model, the same at the coordinator and at every site."""
 
     config: ModelConfig
+    section: TaskSection
     task: Task
     seed: int
     frozen: tuple[str, ...]
@@ -58,6 +59,7 @@ def make_blueprint(config: FederationConfig) -> Blueprint:
         model_config = config.model
     return Blueprint(
         config=model_config,
+        section=config.task,
         task=build_task(config.task, tokenizer, model_config.max_seq_len),
         seed=config.federation.seed,
         frozen=config.train.freeze,

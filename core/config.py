@@ -198,6 +198,11 @@ class EvaluationSection(Section):
     """Records a forward pass."""
 
 
+def largest_data_set(num_examples: int) -> int:
+    """The largest data set that a declared size stands for."""
+    return math.ceil(num_examples * MAX_EXAMPLES_RATIO)
+
+
 class MemberSection(Section):
     """What the federation knows of a site."""
 
@@ -210,7 +215,7 @@ class MemberSection(Section):
     @property
     def max_examples(self) -> int:
         """The largest data set that the declared size stands for."""
-        return math.ceil(self.num_examples * MAX_EXAMPLES_RATIO)
+        return largest_data_set(self.num_examples)
 
 
 class PolicySection(Section):

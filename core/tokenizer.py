@@ -24,6 +24,8 @@ _BOS_NAMES = ("[CLS]", "<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
 _EOS_NAMES = ("[SEP]", "</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")
 
 _NUM_BYTES: Final = 256
+# Words in scripts and of signs that hardly any vocabulary holds all of.
+_STRANGE_TEXT: Final = "\u16a0\u16a2 \ua66e \u9f98 \u0e5b \U0001f732 \u2e3b \u1f2e\u0334 qzxj"
 
 
 class Tokenizer(Protocol):
@@ -186,6 +188,11 @@ def _try_once(tokenizer: tokenizers.Tokenizer) -> None:
         if type(error).__name__ != "PanicException":
             raise
         raise ValueError("its post-processor names a token that it does not define") from None
+    try:
+        tokenizer.encode(_STRANGE_TEXT)
+    except Exception:  # noqa: BLE001  the library has no error class of its own
+        # Found here, or in the round whose batch first holds such a text, which would tell of it.
+        raise ValueError("it has no token for an unknown part of a text") from None
 
 
 def _clinic() -> HfTokenizer:

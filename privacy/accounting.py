@@ -106,14 +106,14 @@ def gate(events: Sequence[Event], proposed: Event, max_epsilon: float, delta: fl
     after = (*events, proposed)
     _check_delta(after, delta)
     if not all(event.private for event in after):
-        raise _exceeded(_life(events, delta), math.inf, max_epsilon, delta)
+        raise _exceeded(life_epsilon(events, delta), math.inf, max_epsilon, delta)
     segments = merge(after)
     reduced = _uncut_delta(segments, delta)
     if reduced is not None and rdp_epsilon(segments, reduced) <= max_epsilon:
         return
     epsilon = _life_epsilon(segments, delta)
     if epsilon > max_epsilon:
-        raise _exceeded(_life(events, delta), epsilon, max_epsilon, delta)
+        raise _exceeded(life_epsilon(events, delta), epsilon, max_epsilon, delta)
 
 
 def calibrate_noise_multiplier(
@@ -161,7 +161,7 @@ def calibrate_noise_multiplier(
         return pld_epsilon(segments, target_delta, truncated=False) <= target_epsilon
 
     def reaches_target(index: int) -> bool:
-        return _life([steps_at(index)], target_delta) <= target_epsilon
+        return life_epsilon([steps_at(index)], target_delta) <= target_epsilon
 
     count = _index_of(MAX_NOISE_MULTIPLIER) + 1
     _check_delta([steps_at(0)], target_delta)
@@ -180,7 +180,13 @@ def calibrate_noise_multiplier(
     return _four_digits(first)
 
 
-def _life(events: Iterable[Event], delta: float) -> float:
+def life_epsilon(events: Iterable[Event], delta: float) -> float:
+    """What ``events`` cost together, by PLD and without a second opinion; see ``epsilon_report``.
+
+    Raises:
+        PrivacyError: ``delta`` is too large.
+        AccountingError: Epsilon cannot be computed.
+    """
     events = tuple(events)
     _check_delta(events, delta)
     if not all(event.private for event in events):

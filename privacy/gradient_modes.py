@@ -3,13 +3,14 @@
 A further mode implements ``GradientMode`` and is named in ``GRADIENT_MODES``.
 """
 
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import torch
 from opacus.grad_sample import GradSampleModule
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (
     GradSampleModuleFastGradientClipping,
 )
+from opacus.grad_sample.linear import compute_linear_norm_sample
 from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 from torch import nn
 
@@ -23,6 +24,8 @@ from privacy.optimizers import CalibratedNoise, GhostOptimizer, HooksOptimizer
 _SLACK_FP32: Final = 2.0**-16
 _SLACK_GHOST: Final = 2.0**-10  # its norms come from Gram products
 _SLACK_BF16: Final = 2.0**-7  # measured: a clipped norm of up to 1.0034 C
+# Of the norms of all terms of a Gram sum: the root of 256 roundings in fp32.
+_GRAM_ROUNDING: Final = 2.0**-8
 
 
 class GradientMode(Protocol):
@@ -106,8 +109,31 @@ class _NonFiniteSamplesError(Exception):
         self.finite = finite
 
 
+def _linear_norms(
+    layer: nn.Linear, activations: list[torch.Tensor], backprops: torch.Tensor
+) -> dict[nn.Parameter, torch.Tensor]:
+    """Opacus' norms, raised by what rounding may have taken from them.
+
+    A Gram norm is the root of a sum of terms of both signs. Where the terms of a sequence cancel,
+    as weights that a coordinator chose can make them, that sum is rounding alone, often 0: the
+    gradient, small beside its terms but not beside the clip, would go out unclipped.
+    """
+    norms: dict[nn.Parameter, torch.Tensor]
+    norms = compute_linear_norm_sample(layer, activations, backprops)
+    if backprops.dim() < 3:
+        return norms  # one product: nothing cancels
+    outer, inner = backprops.norm(dim=-1), activations[0].norm(dim=-1)
+    terms = {layer.weight: (outer * inner).sum(dim=1), layer.bias: outer.sum(dim=1)}
+    return {p: torch.hypot(norm, _GRAM_ROUNDING * terms[p]) for p, norm in norms.items()}
+
+
 class _GuardedGhostModule(GradSampleModuleFastGradientClipping):  # type: ignore[misc]
     """Opacus' ghost module that checks the norms before they become factors."""
+
+    NORM_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = {
+        **GradSampleModuleFastGradientClipping.NORM_SAMPLERS,
+        nn.Linear: _linear_norms,
+    }
 
     def get_clipping_coef(self) -> torch.Tensor:
         """Factors; raises where a norm is missing or not finite."""
@@ -123,7 +149,11 @@ class _GuardedGhostModule(GradSampleModuleFastGradientClipping):  # type: ignore
 
 
 class GhostMode:
-    """Opacus' ghost clipping: norms without per-sample gradients, two backward passes."""
+    """Opacus' ghost clipping: norms without per-sample gradients, two backward passes.
+
+    Not guaranteed: that both passes round alike. Weights under which a gradient is 1e-6 of the
+    terms that it is made of can take it past the clip; ``HooksMode`` clips what it sums.
+    """
 
     optimizer_class: type[CalibratedNoise] = GhostOptimizer
 

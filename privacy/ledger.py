@@ -22,6 +22,7 @@ from core.errors import (
     LedgerError,
     LedgerRollbackError,
     LedgerTamperedError,
+    MessageError,
 )
 from core.messages import LedgerHead
 from privacy.accounting import EpsilonReport, epsilon_report, gate
@@ -116,6 +117,7 @@ class Ledger:
         task_digest: str,
         max_epsilon: float,
         delta: float,
+        once: bool = False,
     ) -> int:
         """Debits ``event`` before it happens.
 
@@ -130,11 +132,14 @@ class Ledger:
             task_digest: The task hash.
             max_epsilon: The site's cap over its whole life.
             delta: The delta at which the cap holds.
+            once: Refuse an order that is not newer than the run's last, in the same transaction:
+                of two that come at once, one is debited.
 
         Returns:
             The entry's sequence, for ``settle``.
 
         Raises:
+            MessageError: With ``once``, an old or repeated order.
             BudgetExceededError: It would pass the cap, or mix private and non-private events.
             PrivacyError: ``delta`` is too large or the cap is not one.
             AccountingError: Epsilon cannot be computed.
@@ -152,6 +157,8 @@ class Ledger:
         )
 
         def check(history: History) -> None:
+            if once:
+                _refuse_repeated(history.last_order(run_id), (server_round, attempt))
             _refuse_mixing(history.events, event)
             if event.private:
                 gate(history.events, event, max_epsilon, delta)
@@ -331,6 +338,14 @@ def _check_continues(entries: list[Entry], head: LedgerHead, who: str) -> None:
         raise LedgerRollbackError(
             f"expected entry {head.sequence} as {who} remembers it, got another past",
             hint="two copies of one ledger were used: restore the one that was used first",
+        )
+
+
+def _refuse_repeated(last: tuple[int, int] | None, order: tuple[int, int]) -> None:
+    if last is not None and order <= last:
+        raise MessageError(
+            f"expected an order after round {last[0]}, attempt {last[1]}, "
+            f"got round {order[0]}, attempt {order[1]}"
         )
 
 

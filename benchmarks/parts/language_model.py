@@ -141,7 +141,7 @@ def blueprint_of(config: FederationConfig) -> Blueprint:
     if not isinstance(config.model, ModelConfig):
         raise TypeError("expected a model's shape")
     task = CausalLM(Numbers(), LENGTH)
-    return Blueprint(config.model, task, 11, (), Numbers().digest(), None)
+    return Blueprint(config.model, config.task, task, 11, (), Numbers().digest(), None)
 
 
 def wait_for_turn() -> int:

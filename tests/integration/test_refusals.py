@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import cloister
-from tests.support.federation import FEDERATION, write_federation
+from tests.support.federation import FEDERATION, write_federation, write_records
 
 
 def fails(tmp_path: Path, *arguments: str, code: int, config: Path | None = None) -> str:
@@ -126,3 +126,19 @@ def test_the_task_that_sites_approve_can_be_read(tmp_path: Path) -> None:
     assert cloister("simulate", "--config", config, "--output", tmp_path / "b").returncode == 0
     record = (tmp_path / "b/record.jsonl").read_text()
     assert "expected a task that this site approved" in record
+
+
+def test_more_records_than_a_site_declared_are_refused_before_any_round(tmp_path: Path) -> None:
+    config = write_federation(tmp_path / "in")
+    write_records(tmp_path / "in/south.jsonl", seed=3, count=51)
+    text = fails(tmp_path, code=1, config=config)
+    assert "expected at most 50 records at south" in text
+    assert "hint: declare a larger num_examples for this site" in text
+    assert "51" not in text
+
+
+def test_a_site_s_own_records_are_no_public_holdout(tmp_path: Path) -> None:
+    """Metrics leave without noise, whatever they were computed on."""
+    config = write_federation(tmp_path / "in")
+    text = fails(tmp_path, "--set", "evaluation.holdout.path=south.jsonl", code=2, config=config)
+    assert "expected a public holdout, got the records that a site trains on" in text

@@ -117,11 +117,15 @@ policy = { max_epsilon = 1000.0 }
 
 def test_one_file_is_cut_into_sites(tmp_path: Path) -> None:
     text = FEDERATION[: FEDERATION.index("[simulation]")] + PARTITION
+    text = text.replace("num_examples = 40", "num_examples = 72")
     config = write_federation(tmp_path / "in", federation=text)
     write_records(tmp_path / "in/all.jsonl", seed=9, count=90)
     summary = simulate(config, tmp_path / "out")
-    assert set(summary["sites"]) == {"north", "south", "west"}
-    assert summary["status"] == "completed"
+    assert {name: row["rounds"] for name, row in summary["sites"].items()} == {
+        "north": 3,
+        "south": 3,
+        "west": 3,
+    }
 
 
 def test_only_some_sites_can_be_simulated(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def make_site(
             **{"max_epsilon": 100.0, "allowed_tasks": (terms.digest(),), **(policy or {})}
         ),
         data=TokenizedDataset(data, blueprint.task),
+        num_examples=40,
         open_ledger=partial(Ledger.open, folder / "ledger.sqlite", site="north"),
         randomness=randomness,
     )

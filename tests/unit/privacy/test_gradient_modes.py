@@ -1,6 +1,7 @@
 """Clipped sums against an oracle that takes one example at a time, in every mode."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from core.tasks.interface import Batch
 from core.train import make_loss, make_optimizer
 from privacy.gradient_modes import GRADIENT_MODES
 from privacy.random_source import RandomSource
+from privacy.rehearsal import forget_gradients
 from tests.support.tiny import TinyData, TinyModel, TinyTask, train_config
 
 CLIP = 0.5
@@ -175,3 +177,35 @@ def test_a_reduced_loss_is_refused(mode: str) -> None:
 
     with pytest.raises(LossContractError, match="one loss per example"):
         clipped_sum(mode, TinyModel(), [TinyData.make(2).fetch([0, 1])], Reduced())
+
+
+@pytest.mark.parametrize("mode_name", MODES)
+def test_a_sequence_whose_terms_cancel_is_clipped(mode_name: str) -> None:
+    """Its norm by Gram products is rounding alone, and may come out as 0: a factor of 1."""
+    generator = torch.Generator().manual_seed(5)
+    normal = partial(torch.randn, generator=generator)
+    inputs = (100 * normal(64, 1, 8) + 1e-3 * normal(64, 32, 8)).requires_grad_()
+    outer = 100 * normal(64, 32, 8)
+    outer -= outer.mean(dim=1, keepdim=True)
+    mode, model, config = GRADIENT_MODES[mode_name], nn.Sequential(nn.Linear(8, 8)), train_config()
+    for one in range(64):
+        optimizer = mode.optimizer_class(
+            make_optimizer(model, config),
+            noise_multiplier=1.0,
+            max_grad_norm=CLIP * (1 - mode.slack(config)),
+            sensitivity=CLIP,
+            expected_batch_size=1,
+            noise=RandomSource.fresh().stream("noise"),
+            pull=None,
+        )
+        module = mode.wrap(model, CLIP * (1 - mode.slack(config)))
+
+        def loss(module: nn.Module, batch: Batch, one: int = one) -> torch.Tensor:
+            return (module(inputs[one : one + 1]) * outer[one]).sum(dim=(1, 2))
+
+        mode.backward(module, optimizer, loss, TinyData.make(1).fetch([0]))
+        optimizer.signal_skip_step(do_skip=True)
+        optimizer.step()
+        total = sum(p.summed_grad.double().square().sum().item() for p in model.parameters())
+        forget_gradients(module, model)
+        assert math.sqrt(total) <= CLIP

@@ -107,8 +107,9 @@ class PrivacySection(Section):
     """Delta; smaller than one over the number of records of any site."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """The L2 norm to which each example's gradient is clipped."""
-    gradient_mode: Literal["hooks", "ghost"] = "hooks"
-    """How per-sample clipping is computed: Opacus hooks or Opacus ghost clipping."""
+    gradient_mode: Literal["hooks", "ghost", "one_backward"] = "hooks"
+    """How per-sample clipping is computed: Opacus hooks, Opacus ghost clipping, or one backward
+    pass that computes no gradient but what is summed."""
 
     @model_validator(mode="after")
     def _one_way_to_say_how_much(self) -> Self:

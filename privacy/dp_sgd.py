@@ -42,7 +42,7 @@ class DpSgdPlan:
     steps: int
     """Noised steps."""
     gradient_mode: str
-    """``hooks`` or ``ghost``."""
+    """``hooks``, ``ghost`` or ``one_backward``."""
 
     def __post_init__(self) -> None:
         """Raises PrivacyError where a value is out of its range; NaN is out of every range.

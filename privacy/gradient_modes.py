@@ -1,4 +1,4 @@
-"""How the clipped sum of per-sample gradients is computed: Opacus' hooks, Opacus' ghost clipping.
+"""How the clipped sum of per-sample gradients is computed: hooks, ghost clipping, one backward.
 
 A further mode implements ``GradientMode`` and is named in ``GRADIENT_MODES``.
 """
@@ -18,6 +18,7 @@ from core.errors import PrivacyError, UnsupportedLayerError
 from core.tasks.interface import Batch
 from core.train import Loss, TrainConfig
 from privacy.guards import check_loss_shape
+from privacy.one_backward.mode import OneBackwardMode
 from privacy.optimizers import CalibratedNoise, GhostOptimizer, HooksOptimizer
 
 # Clipping is to C (1 - slack) and noise is for C, so that rounding cannot exceed C.
@@ -49,13 +50,25 @@ class GradientMode(Protocol):
         """The same for a batch without examples."""
 
 
+def _check_norms(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        trained = any(p.requires_grad for p in module.parameters(recurse=False))
+        if isinstance(module, nn.LayerNorm) and trained and module.bias is None:
+            raise UnsupportedLayerError(
+                f"expected LayerNorm with a bias under Opacus, got {name or 'the model'}: "
+                "LayerNorm without one",
+                hint='set privacy.gradient_mode = "one_backward", or model.bias = true',
+            )
+
+
 class HooksMode:
     """Opacus' hooks: per-sample gradients of every layer are instantiated; tied weights exact."""
 
     optimizer_class: type[CalibratedNoise] = HooksOptimizer
 
     def check(self, model: nn.Module, config: TrainConfig) -> None:
-        """Everything that passes the guards is supported."""
+        """Refuses what Opacus does not handle."""
+        _check_norms(model)
 
     def slack(self, config: TrainConfig) -> float:
         """Of fp32, or of the rounded products of mixed precision."""
@@ -159,6 +172,7 @@ class GhostMode:
 
     def check(self, model: nn.Module, config: TrainConfig) -> None:
         """Refuses tied weights and mixed precision, whose norms ghost clipping gets wrong."""
+        _check_norms(model)
         uses = [p for _, p in model.named_parameters(remove_duplicate=False)]
         if len({id(p) for p in uses}) != len(uses):
             raise UnsupportedLayerError(
@@ -206,4 +220,8 @@ def _only(batch: Batch, chosen: torch.Tensor) -> Batch:
     return Batch(batch.tokens[chosen], batch.attention_mask[chosen], batch.labels[chosen])
 
 
-GRADIENT_MODES: Final[dict[str, GradientMode]] = {"hooks": HooksMode(), "ghost": GhostMode()}
+GRADIENT_MODES: Final[dict[str, GradientMode]] = {
+    "hooks": HooksMode(),
+    "ghost": GhostMode(),
+    "one_backward": OneBackwardMode(),
+}

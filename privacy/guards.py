@@ -25,7 +25,7 @@ _REDUCED: Final = ("tf32", "bf16")
 
 
 def check_layers(model: nn.Module) -> None:
-    """Refuses what Opacus' per-sample gradients are not known to be right for.
+    """Refuses what per-sample gradients are not known to be right for.
 
     Guarantees:
         After a return, each trained parameter belongs to a Linear, Embedding, LayerNorm or
@@ -43,8 +43,6 @@ def check_layers(model: nn.Module) -> None:
             continue
         if type(module) not in SUPPORTED_LAYERS or trained - {"weight", "bias"}:
             raise _unsupported(name, module, "its trained parameters are not of a supported layer")
-        if isinstance(module, nn.LayerNorm) and module.bias is None:
-            raise _unsupported(name, module, "Opacus does not handle LayerNorm without bias")
         if isinstance(module, nn.Embedding) and (
             module.padding_idx is not None
             or module.max_norm is not None

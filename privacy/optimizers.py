@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from core.errors import PrivacyError
 from core.train import Proximal
+from privacy.one_backward.clipping import add_clipped
+from privacy.one_backward.tape import Use
 from privacy.random_source import RandomStream
 
 
@@ -109,3 +111,44 @@ class GhostOptimizer(CalibratedNoise, DPOptimizerFastGradientClipping):  # type:
 
     def __init__(self, optimizer: Optimizer, **options: Any) -> None:
         CalibratedNoise.__init__(self, optimizer, **options)
+
+
+class OneBackwardOptimizer(CalibratedNoise, DPOptimizerFastGradientClipping):  # type: ignore[misc]
+    """Clips and sums what one backward pass recorded."""
+
+    def __init__(self, optimizer: Optimizer, **options: Any) -> None:
+        CalibratedNoise.__init__(self, optimizer, **options)
+        self._records: dict[nn.Parameter, list[Use]] | None = None
+
+    def give(self, records: dict[nn.Parameter, list[Use]]) -> None:
+        """Takes the uses of every parameter in one backward pass; none for a batch of no example.
+
+        Raises:
+            PrivacyError: The records of another backward pass wait for a step.
+        """
+        if self._records is not None:
+            raise PrivacyError(
+                "expected a step after each backward pass, got a second backward pass",
+                hint="gradients are accumulated by steps that are told to skip the update",
+            )
+        self._records = records
+
+    @torch.no_grad()
+    def accumulate(self) -> None:
+        """Adds the clipped gradients of a micro-batch to ``p.summed_grad``.
+
+        Raises:
+            PrivacyError: There was no backward pass.
+        """
+        records, self._records = self._records, None
+        if records is None:
+            raise PrivacyError("expected a backward pass before each step, got a step without one")
+        if records:
+            add_clipped(records, self.params, self.max_grad_norm)
+        for parameter in self.params:
+            if parameter.summed_grad is None:  # no example so far
+                parameter.summed_grad = torch.zeros_like(parameter)
+
+    def add_noise(self) -> None:
+        """As in every mode; Opacus' class has its own, from torch's generator."""
+        CalibratedNoise.add_noise(self)

@@ -97,10 +97,11 @@ def test_mode_none_needs_leave_and_is_marked(tmp_path: Path) -> None:
     assert "unbounded" in done.stdout
 
 
-def test_ghost_clipping_trains(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "tied"), [("ghost", "false"), ("one_backward", "true")])
+def test_other_ways_to_clip_train(mode: str, tied: str, tmp_path: Path) -> None:
     config = write_federation(tmp_path / "in")
     summary = simulate(
-        config, tmp_path / "out", 'privacy.gradient_mode="ghost"', "model.tied=false"
+        config, tmp_path / "out", f'privacy.gradient_mode="{mode}"', f"model.tied={tied}"
     )
     assert summary["private"]
     assert all(row["rounds"] == 3 for row in summary["sites"].values())

@@ -7,9 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from privacy.gradient_modes import GRADIENT_MODES
 from tests.support.private_training import clipped_sum, tiny_model
 from tests.support.tiny import TinyData, TinyModel
 
+MODES = sorted(GRADIENT_MODES)
 CLIP = 0.5
 SHAPES: list[dict[str, Any]] = [{}, {"tied": True}, {"classes": 2}, {"rms": True}]
 QUICK = settings(max_examples=30)
@@ -29,7 +31,7 @@ def cut(rows: list[int], data: TinyData, size: int) -> list[Any]:
 @QUICK
 @given(
     shape=st.sampled_from(SHAPES),
-    mode=st.sampled_from(["hooks", "ghost"]),
+    mode=st.sampled_from(MODES),
     seed=st.integers(0, 1000),
     scale=st.sampled_from([1e-3, 1.0, 30.0, 1e3]),
     count=st.integers(1, 9),
@@ -54,31 +56,31 @@ def test_one_example_more_or_less_moves_the_sum_by_at_most_the_clip(
 @QUICK
 @given(
     shape=st.sampled_from(SHAPES),
+    mode=st.sampled_from(["hooks", "one_backward"]),
     seed=st.integers(0, 1000),
     scale=st.sampled_from([1.0, 30.0, 1e3]),
     length=st.integers(2, 12),
 )
 def test_mixed_precision_keeps_to_the_clip(
-    shape: dict[str, Any], seed: int, scale: float, length: int
+    shape: dict[str, Any], mode: str, seed: int, scale: float, length: int
 ) -> None:
     model = scaled(tiny_model(seed, **shape), scale)
     one = TinyData.make(1, seed, fixed_length=length).fetch([0])
-    norm = float(clipped_sum("hooks", model, [one], clip=CLIP, autocast="bf16").double().norm())
+    norm = float(clipped_sum(mode, model, [one], clip=CLIP, autocast="bf16").double().norm())
     assert norm <= CLIP
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("autocast", ["off", "bf16"])
+@pytest.mark.parametrize("mode", ["hooks", "one_backward"])
 def test_the_clip_is_reached_and_small_gradients_are_left(
-    shape: dict[str, Any], autocast: str
+    shape: dict[str, Any], mode: str, autocast: str
 ) -> None:
     """Else the tests above would pass for sums that are far too small."""
     one = TinyData.make(1).fetch([0])
     large = scaled(tiny_model(**shape), 30.0)
-    assert (
-        float(clipped_sum("hooks", large, [one], clip=CLIP, autocast=autocast).norm()) > 0.98 * CLIP
-    )
-    whole = clipped_sum("hooks", tiny_model(**shape), [one], clip=1e6, autocast=autocast)
+    assert float(clipped_sum(mode, large, [one], clip=CLIP, autocast=autocast).norm()) > 0.98 * CLIP
+    whole = clipped_sum(mode, tiny_model(**shape), [one], clip=1e6, autocast=autocast)
     model = tiny_model(**shape)
     from tests.support.tiny import TinyTask
 
@@ -87,26 +89,28 @@ def test_the_clip_is_reached_and_small_gradients_are_left(
     assert float((whole - alone).norm() / alone.norm()) < 0.03
 
 
-def test_tied_weights_are_clipped_together() -> None:
+@pytest.mark.parametrize("mode", ["hooks", "one_backward"])
+def test_tied_weights_are_clipped_together(mode: str) -> None:
     """fastDP clips the two uses of a tied weight apart: 1.74 times the clip."""
     model = scaled(tiny_model(tied=True), 30.0)
     data = TinyData.make(20)
     for row in range(20):
-        total = clipped_sum("hooks", model, [data.fetch([row])], clip=CLIP)
+        total = clipped_sum(mode, model, [data.fetch([row])], clip=CLIP)
         assert 0.99 * CLIP < float(total.double().norm()) <= CLIP
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("mode", MODES)
 def test_no_micro_batch_gives_the_sum_zero(mode: str) -> None:
     assert not clipped_sum(mode, tiny_model(), [], clip=CLIP).any()
 
 
-def test_many_equal_examples_add_up_without_passing_the_clip() -> None:
+@pytest.mark.parametrize("mode", ["hooks", "one_backward"])
+def test_many_equal_examples_add_up_without_passing_the_clip(mode: str) -> None:
     """Rounding of a long sum is the whole of what one more example may add to its clip."""
     model = scaled(tiny_model(), 30.0)
     batches = [TinyData((TinyData.make(1).examples[0],) * 50).fetch(range(50))] * 20
-    total = clipped_sum("hooks", model, batches, clip=CLIP).double()
-    less = clipped_sum("hooks", model, [*batches[1:], one_less(batches[0])], clip=CLIP).double()
+    total = clipped_sum(mode, model, batches, clip=CLIP).double()
+    less = clipped_sum(mode, model, [*batches[1:], one_less(batches[0])], clip=CLIP).double()
     assert float((total - less).norm()) <= CLIP
 
 

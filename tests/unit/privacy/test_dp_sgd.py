@@ -4,7 +4,7 @@ Where each defect of Opacus 1.6 that a rewrite could bring back is tested:
 
  1  constants from the private number of records   test_engine, and here (one record more)
  2  position ids without a batch dimension          test_rehearsal, test_gradient_modes
- 3  ghost: tied weights, empty batches, bare norms  here, test_guards
+ 3  ghost: tied weights, empty batches, bare norms  here, test_one_backward
  4  dropped empty batches                           here, test_sampling
  5  guessable or repeated noise                     test_random_source, and here
  6  mixed precision beyond the clip                 test_clipping
@@ -12,7 +12,7 @@ Where each defect of Opacus 1.6 that a rewrite could bring back is tested:
  8  the GDP accountant                              test_accounting
  9  adaptive clipping, distributed                  not offered: test_engine
 10  non-finite gradients                            here, test_gradient_modes
-11  tied weights clipped apart                      test_clipping, and here
+11  tied weights clipped apart                      test_clipping, test_one_backward
 """
 
 import math
@@ -28,6 +28,7 @@ from torch import Tensor
 from core.errors import PrivacyError, UnsupportedLayerError
 from core.tasks.interface import Batch
 from core.train import TrainConfig
+from privacy.gradient_modes import GRADIENT_MODES
 from privacy.random_source import RandomSource
 from tests.support.private_training import (
     PoisonedTask,
@@ -42,6 +43,7 @@ from tests.support.private_training import (
 )
 from tests.support.tiny import TinyData, train_config
 
+MODES = sorted(GRADIENT_MODES)
 RATE = 0.1  # learning rate of train_config()
 
 
@@ -68,7 +70,7 @@ def deviation_interval(values: Tensor) -> tuple[float, float]:
 # The noise that runs is the noise that is accounted for
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("noise_multiplier", "clip", "expected"),
     [(0.8, 0.5, 8), (2.0, 0.5, 8), (0.8, 3.0, 8), (1, 1, 3)],
@@ -127,7 +129,7 @@ def test_two_trainings_share_no_noise() -> None:
 # Constants do not follow the data
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("mode", MODES)
 def test_one_record_more_changes_no_constant(mode: str) -> None:
     """With gradients of zero, what is released is a function of the constants alone."""
     plan = plan_of(gradient_mode=mode, sample_rate=0.01)
@@ -150,7 +152,7 @@ def test_the_denominator_is_the_expected_size_and_never_the_realised_one() -> No
 # Empty batches, counts and errors
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("mode", MODES)
 def test_empty_batches_noise_and_count(mode: str) -> None:
     model, counted = tiny_model(), list[int]()
     watched = Watched(model, 3)
@@ -212,7 +214,15 @@ def test_batches_are_cut_at_the_size_that_was_planned() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "shape"),
-    [("hooks", {}), ("hooks", {"tied": True}), ("ghost", {"rms": True}), ("ghost", {"classes": 2})],
+    [
+        ("hooks", {}),
+        ("hooks", {"tied": True}),
+        ("ghost", {"rms": True}),
+        ("ghost", {"classes": 2}),
+        ("one_backward", {"rms": True}),
+        ("one_backward", {"tied": True}),
+        ("one_backward", {"classes": 2}),
+    ],
 )
 @pytest.mark.parametrize(
     "settings", [{}, {"momentum": 0.9}, {"optimizer": "adamw", "learning_rate": 0.01, "beta2": 0.9}]
@@ -253,7 +263,7 @@ def test_ghost_in_mixed_precision_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("mode", MODES)
 def test_micro_batches_do_not_change_the_result(mode: str) -> None:
     data, plan = TinyData.make(20), plan_of(gradient_mode=mode)
     results = [
@@ -264,7 +274,7 @@ def test_micro_batches_do_not_change_the_result(mode: str) -> None:
     torch.testing.assert_close(results[0], results[2], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("mode", MODES)
 def test_an_example_without_a_finite_gradient_changes_nothing_for_the_others(mode: str) -> None:
     data = TinyData.make(8, fixed_length=5)
     data.examples[3].tokens[:2] = [16, 16]  # type: ignore[index]

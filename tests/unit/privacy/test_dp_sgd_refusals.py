@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from core.errors import LossContractError, PrivacyError, UnsupportedLayerError
 from core.tasks.interface import Batch
+from privacy.gradient_modes import GRADIENT_MODES
 from tests.support.private_training import (
     Watched,
     flat,
@@ -19,6 +20,8 @@ from tests.support.private_training import (
     train,
 )
 from tests.support.tiny import TinyData, TinyModel, TinyTask
+
+MODES = sorted(GRADIENT_MODES)
 
 # Refusals
 
@@ -71,7 +74,10 @@ NAN = float("nan")
         ({"expected_batch_size": 0}, "sizes and steps of 1 or more"),
         ({"max_batch_size": 0}, "sizes and steps of 1 or more"),
         ({"max_examples": 0}, "sizes and steps of 1 or more"),
-        ({"gradient_mode": "functorch"}, "gradient mode of hooks, ghost, got 'functorch'"),
+        (
+            {"gradient_mode": "functorch"},
+            "gradient mode of hooks, ghost, one_backward, got 'functorch'",
+        ),
     ],
 )
 def test_a_plan_out_of_range_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -125,7 +131,7 @@ class FailingModel(TinyModel):
         return logits
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_second_training_of_a_model_is_as_good_as_the_first(mode: str) -> None:
     data, plan = TinyData.make(10), plan_of(gradient_mode=mode)
     model = tiny_model()
@@ -135,7 +141,7 @@ def test_a_second_training_of_a_model_is_as_good_as_the_first(mode: str) -> None
     assert torch.equal(train(model, data, plan), first)
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("mode", MODES)
 def test_an_error_within_a_step_leaves_nothing_of_the_records_on_the_model(mode: str) -> None:
     """The next round on the same model, another site's perhaps, begins clean."""
     model = FailingModel()

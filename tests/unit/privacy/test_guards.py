@@ -39,10 +39,6 @@ def with_buffer() -> nn.Module:
     return layer
 
 
-def bias_less_norm() -> nn.Module:
-    return nn.LayerNorm(4, bias=False)
-
-
 def with_parameter_of_its_own() -> nn.Module:
     layer = nn.Linear(2, 2)
     layer.scale = nn.Parameter(torch.ones(1))
@@ -59,7 +55,6 @@ REFUSED: list[Any] = [
     (lambda: LinearOfTheirOwn(2, 2), "LinearOfTheirOwn; its trained parameters"),
     (lambda: nn.MultiheadAttention(4, 2), "MultiheadAttention; its trained parameters"),
     (lambda: nn.LSTM(4, 2), "LSTM; its trained parameters"),
-    (bias_less_norm, "LayerNorm; Opacus does not handle LayerNorm without bias"),
     (lambda: nn.Embedding(4, 2, padding_idx=0), "Embedding; padding_idx"),
     (lambda: nn.Embedding(4, 2, max_norm=1.0), "Embedding; padding_idx, max_norm"),
     (lambda: nn.Embedding(4, 2, scale_grad_by_freq=True), "Embedding; .* frequency scaling"),
@@ -100,6 +95,7 @@ def test_frozen_layers_may_be_of_any_kind_but_carry_no_statistics() -> None:
         nn.Linear(2, 2, bias=False),
         nn.Embedding(4, 2),
         nn.LayerNorm(4),
+        nn.LayerNorm(4, bias=False),
         nn.LayerNorm(4, elementwise_affine=False),
         nn.RMSNorm(4),
         nn.Dropout(0.5),

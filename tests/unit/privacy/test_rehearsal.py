@@ -64,7 +64,9 @@ def test_a_weight_that_is_used_past_its_layer_is_found_out(mode: str) -> None:
     model.load_state_dict(tiny_model().state_dict())
     message = refusal(model, mode)
     assert message.startswith(
-        "expected the clipped gradient of a made-up text to be autograd's, scaled, got one that is "
+        "expected every use of embed.weight to be recorded, got one past its layer"
+        if mode == "one_backward"
+        else "expected the clipped gradient of a made-up text to be autograd's, scaled, got one "
     )
     assert "hint: call every layer as a module" in message
 
@@ -72,15 +74,20 @@ def test_a_weight_that_is_used_past_its_layer_is_found_out(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_positions_without_a_batch_dimension_are_found_out(mode: str) -> None:
     message = refusal(PositionsWithoutBatch(), mode)
-    assert message.startswith(
-        "expected layers that Opacus can clip"
-        if mode == "ghost"
-        else "expected 1 per-sample gradients of _module.positions.weight, got 6\nhint: every layer"
-    )
+    if mode == "ghost":
+        assert message.startswith("expected layers that Opacus can clip")
+    else:
+        name = "positions.weight" if mode == "one_backward" else "_module.positions.weight"
+        assert message.startswith(
+            f"expected 1 per-sample gradients of {name}, got 6\nhint: every layer"
+        )
 
 
-def test_a_layer_that_is_called_twice_is_exact_with_hooks_and_refused_with_ghost() -> None:
+def test_a_layer_that_is_called_twice_is_exact_with_hooks_and_refused_elsewhere() -> None:
     check(CalledTwice(), "hooks")
+    assert refusal(CalledTwice(), "one_backward").startswith(
+        "expected 1 uses of mix.weight, as often as it is registered, got 2\nhint: call each layer"
+    )
     assert refusal(CalledTwice(), "ghost").startswith(
         "expected layers that Opacus can clip, got: Parameter tying is not supported"
     )
@@ -113,7 +120,14 @@ def check(model: nn.Module, mode: str, autocast: str = "off") -> None:
 
 @pytest.mark.parametrize("shape", [{}, {"tied": True}, {"classes": 2}, {"rms": True}])
 @pytest.mark.parametrize(
-    ("mode", "autocast"), [("hooks", "off"), ("hooks", "bf16"), ("ghost", "off")]
+    ("mode", "autocast"),
+    [
+        ("hooks", "off"),
+        ("hooks", "bf16"),
+        ("ghost", "off"),
+        ("one_backward", "off"),
+        ("one_backward", "bf16"),
+    ],
 )
 def test_good_models_pass_and_stay_as_they_were(
     shape: dict[str, Any], mode: str, autocast: str
@@ -138,6 +152,7 @@ def test_dropout_is_the_same_in_both_runs() -> None:
 
     check(Dropping(), "hooks")
     check(Dropping(), "ghost")
+    check(Dropping(), "one_backward")
 
 
 def test_a_wrong_clip_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

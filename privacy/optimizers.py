@@ -1,4 +1,4 @@
-"""Opacus' optimizers with noise from a cryptographic stream and a public denominator."""
+"""Opacus' optimizers with noise on a grid, from a cryptographic stream and a public denominator."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from core.errors import PrivacyError
 from core.train import Proximal
+from privacy.discrete_gaussian_grid import GridNoise
 from privacy.one_backward.clipping import add_clipped
 from privacy.one_backward.tape import Use
 from privacy.random_source import RandomStream
@@ -20,9 +21,10 @@ class CalibratedNoise(DPOptimizer):  # type: ignore[misc]
     """Noises, scales and only then pulls; Opacus' classes bring clipping, skipping and hooks.
 
     Guarantees:
-        The noise of a step has deviation ``noise_multiplier * sensitivity`` in every coordinate
-        and comes from ``noise`` alone. Clipping is to ``max_grad_norm``, which is smaller than
-        ``sensitivity`` by more than the rounding of norms. The sum is divided by
+        A step's sum is rounded to a grid and gets integer noise on it, from ``noise`` alone. Its
+        deviation is ``noise_multiplier`` times what sums on the grid may be apart: ``sensitivity``
+        and, for the rounding, at most a thousandth more. Clipping is to ``max_grad_norm``, which
+        is smaller than ``sensitivity`` by more than the rounding of norms. The sum is divided by
         ``expected_batch_size``, never by a realised size.
     """
 
@@ -51,17 +53,27 @@ class CalibratedNoise(DPOptimizer):  # type: ignore[misc]
         self.sensitivity = sensitivity
         self._noise = noise
         self._pull = pull
+        self._grid_of: tuple[tuple[float, float, int], GridNoise] | None = None
 
     def add_noise(self) -> None:
-        """Sets each gradient to the clipped sum plus noise."""
-        std = self.noise_multiplier * self.sensitivity
-        for parameter in self.params:
-            if parameter.summed_grad is None:
-                raise PrivacyError(
-                    "expected a clipped sum before the noise, got a step without one"
-                )
-            noised = self._noise.add_gaussian(parameter.summed_grad.float(), std)
+        """Sets each gradient to the clipped sum plus noise. No sum without noise is kept."""
+        sums = [_flat_sum(parameter) for parameter in self.params]
+        self._grid(sum(one.numel() for one in sums)).add_(sums, self._noise)
+        for parameter, noised in zip(self.params, sums, strict=True):
             parameter.grad = noised.view_as(parameter).to(parameter.dtype)
+            parameter.summed_grad = None
+
+    def _grid(self, dimension: int) -> GridNoise:
+        """Of this step: its constants are public, and may have been changed since the last."""
+        constants = (self.noise_multiplier, self.sensitivity, dimension)
+        if self._grid_of is None or self._grid_of[0] != constants:
+            noise = GridNoise(
+                noise_multiplier=self.noise_multiplier,
+                sensitivity=self.sensitivity,
+                dimension=dimension,
+            )
+            self._grid_of = (constants, noise)
+        return self._grid_of[1]
 
     def scale_grad(self) -> None:
         """Divides by the public expected batch size, then adds FedProx's pull."""
@@ -71,6 +83,14 @@ class CalibratedNoise(DPOptimizer):  # type: ignore[misc]
                 parameter.grad /= self.expected_batch_size
         if self._pull is not None:
             self._pull.add_to_gradients(parameters)
+
+
+def _flat_sum(parameter: Any) -> torch.Tensor:
+    """The clipped sum, or a copy, as one vector in fp32."""
+    if parameter.summed_grad is None:
+        raise PrivacyError("expected a clipped sum before the noise, got a step without one")
+    flat: torch.Tensor = parameter.summed_grad.detach().float().reshape(-1)
+    return flat
 
 
 class HooksOptimizer(CalibratedNoise):

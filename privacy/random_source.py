@@ -9,7 +9,6 @@ from typing import Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -18,23 +17,18 @@ from core.errors import PrivacyError
 
 KEY_BYTES: Final = 32
 _BLOCK_WORDS: Final = 1 << 15  # 256 KiB: stays in the second-level cache
-_TWO_PI: Final = 2.0 * np.pi
-_ZEROS: Final = bytes(8 * _BLOCK_WORDS)
+_ZEROS: Final = memoryview(bytes(8 * _BLOCK_WORDS))
 
 Words = npt.NDArray[np.uint64]
+Cells = npt.NDArray[np.uint16]
 
 
 class RandomStream:
     """One keystream, read forwards only.
 
     Guarantees:
-        A word is uniform over 64 bits, as far as AES-256 is a pseudo-random permutation. A
-        normal value is Box-Muller's of two 53-bit uniforms in double precision, rounded to
-        single. Its tail ends at 8.57 standard deviations, where the normal distribution has
-        1e-17 of its mass.
-
-    Not guaranteed: the rounding to single precision leaves gaps between the values that noise
-    can take (Mironov 2012); noise on a grid is the answer to attacks on them.
+        A word is uniform over 64 bits, and a cell over 16, as far as AES-256 is a pseudo-random
+        permutation. No byte of the keystream is given twice.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -50,6 +44,19 @@ class RandomStream:
             for size in _block_sizes(count)
         ]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
+
+    def fill(self, cells: bytearray) -> None:
+        """Overwrites ``cells``, of at most 256 KiB, with the next bytes of the keystream."""
+        self._keystream.update_into(_ZEROS[: len(cells)], cells)
+
+    def cells(self, count: int) -> Cells:
+        """The next ``count`` cells of 16 uniform bits; at most 131,072 of them."""
+        return np.frombuffer(self._keystream.update(_ZEROS[: 2 * count]), dtype="<u2")
+
+    def branches(self, count: int) -> list[bytes]:
+        """Keys of ``count`` streams of their own, so that several threads draw what one would."""
+        keys = self.words(count * KEY_BYTES // 8).tobytes()
+        return [keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)]
 
     def bernoulli(self, count: int, probability: float) -> npt.NDArray[np.int64]:
         """Indices in ``range(count)``, each there independently with ``probability``.
@@ -69,34 +76,6 @@ class RandomStream:
         """A uniformly random subset of ``size`` of the ``indices``, in ascending order."""
         order = np.argsort(self.words(len(indices)), kind="stable")
         return np.sort(indices[order[:size]])
-
-    def add_gaussian(self, target: torch.Tensor, std: float) -> torch.Tensor:
-        """``target`` (any shape, float32) plus independent normal noise, as a new tensor.
-
-        Args:
-            target: The values that are to be released.
-            std: Standard deviation of the noise, in the units of ``target``.
-        """
-        if not (np.isfinite(std) and std > 0.0):
-            raise PrivacyError(f"expected a finite positive noise deviation, got {std}")
-        noise = np.empty(target.numel(), dtype=np.float32)
-        start = 0
-        for size in _block_sizes((noise.size + 1) // 2):
-            stop = min(start + 2 * size, noise.size)
-            noise[start:stop] = self._gaussian_block(size, std)[: stop - start]
-            start = stop
-        return target + torch.from_numpy(noise).view(target.shape).to(target.device)
-
-    def _gaussian_block(self, pairs: int, std: float) -> npt.NDArray[np.float64]:
-        """``2 * pairs`` normal values. Source: Box and Muller 1958."""
-        uniform = (self.words(2 * pairs) >> np.uint64(11)).astype(np.float64)
-        uniform *= 2.0**-53
-        radius, angle = 1.0 - uniform[:pairs], uniform[pairs:] * _TWO_PI  # (0, 1], [0, 2 pi)
-        np.log(radius, out=radius)
-        radius *= -2.0
-        np.sqrt(radius, out=radius)
-        radius *= std
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
 
 
 class RandomSource:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from core.tasks.interface import Batch
 from core.train import TrainConfig, make_loss, make_optimizer
+from privacy.discrete_gaussian_grid import GridNoise
 from privacy.dp_sgd import DpSgdPlan, PrivateData, train_privately
 from privacy.gradient_modes import GRADIENT_MODES
 from privacy.random_source import RandomSource
@@ -124,6 +125,12 @@ def naive_trajectory(
     model = model.double()
     optimizer = make_optimizer(model, config)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    dimension = sum(p.numel() for p in parameters)
+    grid = GridNoise(
+        noise_multiplier=plan.noise_multiplier,
+        sensitivity=plan.max_grad_norm,
+        dimension=dimension,
+    )
     for _ in range(plan.steps):
         sums = [torch.zeros_like(p) for p in parameters]
         for index in sampling.bernoulli(len(data), plan.sample_rate).tolist():
@@ -132,10 +139,11 @@ def naive_trajectory(
             if math.isfinite(norm):
                 for total, gradient in zip(sums, gradients, strict=True):
                     total += gradient * min(1.0, clip / (norm + 1e-6))
-        for parameter, total in zip(parameters, sums, strict=True):
-            std = plan.noise_multiplier * plan.max_grad_norm
-            drawn = noise.add_gaussian(torch.zeros(parameter.shape), std)
-            parameter.grad = (total + drawn) / plan.expected_batch_size
+        drawn = torch.zeros(dimension)
+        grid.add_([drawn], noise)
+        parts = drawn.split([p.numel() for p in parameters])
+        for parameter, total, part in zip(parameters, sums, parts, strict=True):
+            parameter.grad = (total + part.view_as(total)) / plan.expected_batch_size
         optimizer.step()
     return flat(model)
 

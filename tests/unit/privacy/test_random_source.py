@@ -1,4 +1,4 @@
-"""The keystream is AES's, noise is normal, and a statistical test rejects what is slightly wrong.
+"""The keystream is AES's, and a statistical test rejects what is slightly wrong.
 
 Keys are fixed, so that a test says the same every time.
 """
@@ -7,6 +7,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +15,18 @@ import pytest
 import torch
 from scipy import stats
 
+import privacy.discrete_gaussian
+import privacy.discrete_gaussian_grid
+import privacy.discrete_gaussian_tables
 import privacy.random_source
 from core.errors import PrivacyError
 from privacy.random_source import RandomSource, RandomStream
 
 KEY = bytes(range(32))
-Floats = npt.NDArray[np.float64]
 
 
 def stream(purpose: str = "noise") -> RandomStream:
     return RandomSource.for_tests(KEY, "a test").stream(purpose)
-
-
-def gaussian(std: float = 1.0, count: int = 200_000, purpose: str = "noise") -> Floats:
-    return stream(purpose).add_gaussian(torch.zeros(count), std).double().numpy()
 
 
 # Keystream and keys
@@ -66,6 +65,22 @@ def test_words_do_not_depend_on_how_they_are_asked_for(count: int) -> None:
     assert whole.dtype == np.uint64
     first = pieces.words(count // 3)
     np.testing.assert_array_equal(np.concatenate([first, pieces.words(count - len(first))]), whole)
+
+
+def test_cells_and_fillings_are_the_same_keystream_and_no_byte_comes_twice() -> None:
+    whole = stream().words(1000).tobytes()
+    pieces, filled = stream(), bytearray(b"\xff" * 6)
+    first = pieces.cells(5).tobytes()
+    pieces.fill(filled)
+    assert first + filled + pieces.words(10).tobytes() == whole[:96]
+    assert pieces.branches(3) == [whole[start : start + 32] for start in (96, 128, 160)]
+    assert pieces.branches(0) == []
+    assert pieces.cells(1).tobytes() == whole[192:194]
+
+
+def test_a_cell_is_its_two_bytes_lowest_first() -> None:
+    raw = stream().words(2).tobytes()
+    assert stream().cells(3).tolist() == [raw[i] + 256 * raw[i + 1] for i in (0, 2, 4)]
 
 
 def test_a_stream_never_repeats_itself() -> None:
@@ -170,7 +185,8 @@ def test_the_global_generators_have_no_influence_and_are_left_alone() -> None:
             one.words(5).tolist(),
             one.bernoulli(50, 0.3).tolist(),
             one.subset(np.arange(50), 7).tolist(),
-            one.add_gaussian(torch.zeros(9), 1.0).tolist(),
+            one.cells(9).tolist(),
+            one.branches(2),
         )
         assert torch.equal(torch.random.get_rng_state(), before)
         return drawn
@@ -178,8 +194,17 @@ def test_the_global_generators_have_no_influence_and_are_left_alone() -> None:
     assert draws(1) == draws(2)
 
 
-def test_no_other_generator_is_named_in_the_module() -> None:
-    source = inspect.getsource(privacy.random_source)
+@pytest.mark.parametrize(
+    "module",
+    [
+        privacy.random_source,
+        privacy.discrete_gaussian,
+        privacy.discrete_gaussian_grid,
+        privacy.discrete_gaussian_tables,
+    ],
+)
+def test_no_other_generator_is_named_in_the_module(module: ModuleType) -> None:
+    source = inspect.getsource(module)
     for name in ("np.random", "torch.rand", "torch.normal", "import random", "default_rng"):
         assert name not in source
 
@@ -258,112 +283,3 @@ def test_subsets_are_uniform() -> None:
 
 def test_a_subset_of_everything_is_everything() -> None:
     assert stream().subset(np.array([5, 2, 9]), 3).tolist() == [2, 5, 9]
-
-
-# Normal noise
-
-
-@pytest.mark.parametrize("std", [1e-6, 1.0, 3e4])
-def test_noise_is_normal_with_its_deviation_and_with_no_other(std: float) -> None:
-    noise = gaussian(std)
-    assert stats.kstest(noise / std, "norm").pvalue > 0.01
-    for wrong in (2 / 3, 1.5, 0.98, 1.02):
-        assert stats.kstest(noise / (std * wrong), "norm").pvalue < 1e-4
-
-
-def variance_interval(noise: Floats) -> tuple[float, float]:
-    """99.9 % for the deviation."""
-    total = float(np.square(noise).sum())
-    low, high = stats.chi2.ppf([0.0005, 0.9995], len(noise))
-    return math.sqrt(total / high), math.sqrt(total / low)
-
-
-def test_deviation_is_exact_to_a_percent() -> None:
-    low, high = variance_interval(gaussian(2.5))
-    assert low < 2.5 < high
-    assert high - low < 0.03 * 2.5
-
-
-def test_rivals_of_the_normal_distribution_are_rejected() -> None:
-    """The test above tells the normal distribution from near ones of equal variance."""
-    uniforms = stream().words(400_000).astype(np.float64).reshape(2, -1) * 2.0**-64
-    twelve = stats.norm.ppf(0.5 + (uniforms[0] - 0.5) * 0.98)  # tails cut
-    laplace = stats.laplace.ppf(uniforms[1].clip(1e-12, 1 - 1e-12), scale=1 / math.sqrt(2))
-    for rival in (twelve, laplace):
-        assert stats.kstest(rival / rival.std(), "norm").pvalue < 1e-4
-
-
-def test_tails_are_there_and_end_where_documented() -> None:
-    noise = np.abs(gaussian(1.0, 2_000_000))
-    beyond = int((noise > 4).sum())
-    assert bernoulli_pvalue(beyond, noise.size, float(2 * stats.norm.sf(4))) > 0.01
-    smallest = FixedWords(*[2**64 - 1] * 2).add_gaussian(torch.zeros(2), 1.0).abs().max().item()
-    assert smallest == pytest.approx(8.57, abs=0.01)
-    assert FixedWords(0, 0).add_gaussian(torch.zeros(2), 1.0).tolist() == [0.0, 0.0]
-
-
-def correlation(left: Floats, right: Floats) -> float:
-    return abs(float(np.corrcoef(left, right)[0, 1])) * math.sqrt(len(left))
-
-
-def test_values_do_not_follow_each_other() -> None:
-    """The halves of Box-Muller, their squares (a shared radius, a shared angle), and neighbours."""
-    block = gaussian(1.0, 1 << 16)  # one block: cosines, then sines
-    cosines, sines = np.split(block, 2)
-    assert correlation(cosines, sines) < 4
-    assert correlation(np.square(cosines), np.square(sines)) < 4
-    assert correlation(block[1:], block[:-1]) < 4
-    # the same three see a wrong pairing
-    assert correlation(cosines, cosines) > 100
-    angle = stream().words(1 << 15).astype(np.float64) * 2.0**-64 * 2 * math.pi
-    assert correlation(np.square(np.cos(angle)), np.square(np.sin(angle))) > 100
-    assert correlation(np.repeat(cosines, 2)[1:], np.repeat(cosines, 2)[:-1]) > 50
-
-
-def test_noise_is_fresh_at_every_call() -> None:
-    one = stream()
-    first, second = (one.add_gaussian(torch.zeros(50_000), 1.0).double().numpy() for _ in range(2))
-    assert correlation(first, second) < 4
-    assert len(np.intersect1d(first, second)) < 100  # single precision meets by chance
-    reused = gaussian(1.0, 50_000)
-    assert len(np.intersect1d(first, reused)) > 40_000  # what reuse would look like
-
-
-@pytest.mark.parametrize(
-    "shape", [(), (0,), (3, 0), (1,), (7,), (3, 5), ((1 << 16) + 3,), (2, 3, 5)]
-)
-def test_noise_of_any_shape(shape: tuple[int, ...]) -> None:
-    target = torch.full(shape, 10.0)
-    noised = stream().add_gaussian(target, 0.5)
-    assert noised.shape == target.shape
-    assert noised.dtype == torch.float32
-    assert bool((target == 10.0).all())  # a new tensor
-    assert bool((noised != target).all())
-    flat = stream().add_gaussian(torch.full((target.numel(),), 10.0), 0.5)
-    assert torch.equal(noised.flatten(), flat)
-
-
-def test_noise_on_a_transposed_tensor_is_that_on_its_copy() -> None:
-    target = torch.arange(12.0).view(3, 4).t()
-    assert not target.is_contiguous()
-    assert torch.equal(
-        stream().add_gaussian(target, 1.0), stream().add_gaussian(target.contiguous(), 1.0)
-    )
-
-
-def test_an_odd_end_wastes_no_more_than_its_pair() -> None:
-    long = gaussian(1.0, 9)
-    short = gaussian(1.0, 10)
-    np.testing.assert_array_equal(long, short[:9])
-
-
-@pytest.mark.parametrize("std", [0.0, -1.0, math.nan, math.inf])
-def test_a_deviation_that_hides_nothing_is_refused(std: float) -> None:
-    with pytest.raises(PrivacyError, match="expected a finite positive noise deviation, got"):
-        stream().add_gaussian(torch.zeros(2), std)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_noise_on_a_gpu_is_that_of_the_cpu() -> None:
-    on_gpu = stream().add_gaussian(torch.zeros(5, device="cuda"), 1.0)
-    assert torch.equal(on_gpu.cpu(), stream().add_gaussian(torch.zeros(5), 1.0))

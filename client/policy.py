@@ -2,7 +2,7 @@
 
 from core.config import PolicySection, largest_data_set
 from core.errors import PolicyRefusedError
-from core.messages import DpSgdTerms, TrainTask
+from core.messages import DpSgdTerms, TrainingTerms, TrainTask
 from privacy.accounting import life_epsilon
 from privacy.events import DpSgdEvent
 
@@ -38,17 +38,11 @@ def check_policy(
     """
     _check_identity(order, policy, site)
     terms = order.terms
-    _at_most("rounds", terms.num_rounds, policy.max_rounds)
     _at_most("round number", order.server_round, terms.num_rounds)
-    _at_most("steps per round", terms.train.steps_per_round, policy.max_steps_per_round)
+    check_terms(terms, policy)
     if terms.privacy.mode == "none":
         if order.dp_sgd is not None:
             raise PolicyRefusedError("expected no privacy constants in mode none, got some")
-        if not policy.allow_non_private:
-            raise PolicyRefusedError(
-                'expected a run with privacy, got privacy.mode = "none"',
-                hint="only a site whose policy says allow_non_private = true takes part",
-            )
         return
     if order.dp_sgd is None:
         raise PolicyRefusedError("expected privacy constants in mode local, got none")
@@ -58,8 +52,27 @@ def check_policy(
             hint="only a site whose policy says allow_test_noise = true takes part",
         )
     _check_sizes(order, order.dp_sgd, num_examples)
-    _check_privacy(order, order.dp_sgd, policy)
+    _check_noise(order, order.dp_sgd, policy)
     _check_promise(order, order.dp_sgd)
+
+
+def check_terms(terms: TrainingTerms, policy: PolicySection) -> None:
+    """Refuses terms that no order under them could make acceptable.
+
+    Raises:
+        PolicyRefusedError: Says what they ask and what is allowed.
+    """
+    _at_most("rounds", terms.num_rounds, policy.max_rounds)
+    _at_most("steps per round", terms.train.steps_per_round, policy.max_steps_per_round)
+    if terms.privacy.mode == "none":
+        if not policy.allow_non_private:
+            raise PolicyRefusedError(
+                'expected a run with privacy, got privacy.mode = "none"',
+                hint="only a site whose policy says allow_non_private = true takes part",
+            )
+        return
+    _at_most("clip (max_grad_norm)", terms.privacy.max_grad_norm, policy.max_grad_norm)
+    _at_most("delta", terms.privacy.target_delta, policy.max_delta)
 
 
 def _check_identity(order: TrainTask, policy: PolicySection, site: str) -> None:
@@ -94,10 +107,7 @@ def _check_sizes(order: TrainTask, dp_sgd: DpSgdTerms, num_examples: int | None)
         )
 
 
-def _check_privacy(order: TrainTask, dp_sgd: DpSgdTerms, policy: PolicySection) -> None:
-    privacy = order.terms.privacy
-    _at_most("clip (max_grad_norm)", privacy.max_grad_norm, policy.max_grad_norm)
-    _at_most("delta", privacy.target_delta, policy.max_delta)
+def _check_noise(order: TrainTask, dp_sgd: DpSgdTerms, policy: PolicySection) -> None:
     if dp_sgd.noise_multiplier < policy.min_noise_multiplier:
         raise PolicyRefusedError(
             f"expected a noise multiplier of at least {policy.min_noise_multiplier}, "

@@ -1,5 +1,6 @@
 """What a site brings to a round: its data, its policy, its ledger and its randomness."""
 
+import gc
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -134,3 +135,11 @@ class Workshop:
             self._thread.model = self.blueprint.build().to(self.device)
         model: nn.Module = self._thread.model
         return model
+
+    def release(self) -> None:
+        """Frees this thread's model; the next round builds it anew, with the same weights."""
+        self._thread.__dict__.clear()
+        self.digests = DigestMemory()  # which keeps the last order's weights
+        if self.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()

@@ -9,15 +9,19 @@ from flwr.serverapp import Grid, ServerApp
 from coordinator.flower import COORDINATOR_NODE_ID, quiet_flower
 from coordinator.rounds import RunPlan, run_rounds
 from coordinator.run_directory import RunDirectory
+from core.sealed_arrays import Seal
 
 
-def build_server_app(plan: RunPlan, folder: Path, *, run_id: str | None = None) -> ServerApp:
+def build_server_app(
+    plan: RunPlan, folder: Path, *, run_id: str | None = None, seal: Seal | None = None
+) -> ServerApp:
     """An app that runs ``plan`` in the run directory ``folder``, or goes on with it there.
 
     Args:
         plan: The run.
         folder: The run directory.
         run_id: The id of a new run; ``None`` for a fresh random one.
+        seal: Encrypts the checkpoints; ``None`` leaves them in the clear.
     """
     app = ServerApp()
 
@@ -25,7 +29,7 @@ def build_server_app(plan: RunPlan, folder: Path, *, run_id: str | None = None) 
     def main(grid: Grid, context: Context) -> None:
         quiet_flower()
         opened = RunDirectory.open(
-            folder, plan.config, task_digest=plan.terms.digest(), run_id=run_id
+            folder, plan.config, task_digest=plan.terms.digest(), run_id=run_id, seal=seal
         )
         with opened as run:
             run_rounds(plan, grid, run)

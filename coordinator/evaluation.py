@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 from coordinator.run_record import Metrics
+from core.blueprint import Blueprint
+from core.config import FederationConfig
 from core.data.dataset import TokenizedDataset
+from core.data.sources import open_source
 from core.parameters import load_arrays
 from core.tasks.interface import Task
 
@@ -36,3 +39,24 @@ class HoldoutEvaluator:
             batch = self.holdout.fetch(indices).to(device)
             evaluation.add(self.model(batch.tokens, batch.attention_mask).float(), batch)
         return evaluation.metrics()
+
+
+def open_evaluator(
+    config: FederationConfig, blueprint: Blueprint, device: torch.device
+) -> HoldoutEvaluator | None:
+    """The evaluator that the federation's file names; ``None`` where it names no holdout.
+
+    Raises:
+        DataError: The holdout cannot be used.
+    """
+    section = config.evaluation
+    if section.holdout is None:
+        return None
+    source = open_source(section.holdout, labels=config.task.labels)
+    return HoldoutEvaluator(
+        model=blueprint.build().to(device),
+        task=blueprint.task,
+        holdout=TokenizedDataset(source, blueprint.task),
+        max_examples=section.max_examples,
+        batch_size=section.batch_size,
+    )

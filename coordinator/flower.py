@@ -17,6 +17,8 @@ from flwr.supercore.run import Run
 COORDINATOR_NODE_ID: Final = 1
 CLIENT_RAISED: Final = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 NODE_UNAVAILABLE: Final = ErrorCode.NODE_UNAVAILABLE
+# A reply came and was not fit to be given on.
+REPLY_REJECTED: Final = ErrorCode.REPLY_MESSAGE_UNAVAILABLE
 
 
 def instruction(
@@ -63,6 +65,7 @@ __all__ = [
     "CLIENT_RAISED",
     "COORDINATOR_NODE_ID",
     "NODE_UNAVAILABLE",
+    "REPLY_REJECTED",
     "Run",
     "empty_run",
     "error_reply",

@@ -1,10 +1,9 @@
-"""Named fp32 arrays as Flower's ``ArrayRecord`` and back; ``core.array_codec`` does the work."""
+"""Named arrays as Flower's ``ArrayRecord`` and back; ``core.array_codec`` does the work."""
 
 import copy
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord
 
@@ -12,7 +11,7 @@ from core.array_codec import Manifest, decode_arrays, encode_arrays
 
 
 def to_record(arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
-    """Serialises fp32 arrays, in the order of their names."""
+    """Serialises arrays, in the order of their names."""
     record = ArrayRecord()
     for name, fields in encode_arrays(arrays).items():
         record[name] = Array(*fields)
@@ -27,6 +26,6 @@ def share_record(record: ArrayRecord) -> ArrayRecord:
     return shared
 
 
-def from_record(record: ArrayRecord, manifest: Manifest) -> dict[str, npt.NDArray[np.float32]]:
+def from_record(record: ArrayRecord, manifest: Manifest) -> dict[str, npt.NDArray[Any]]:
     """Reads exactly the arrays of ``manifest``, or raises MessageError."""
     return decode_arrays(dict(record), manifest)

@@ -41,6 +41,7 @@ from core.config import FederationConfig, MemberSection
 from core.digests import arrays_digest
 from core.errors import QuorumError, RunError
 from core.messages import TrainingTerms
+from core.update_codec import reply_manifest
 
 MAX_ATTEMPTS: Final = 3
 _POLL_SECONDS: Final = 0.05
@@ -105,6 +106,7 @@ def run_rounds(plan: RunPlan, grid: Grid, run: RunDirectory) -> RunState:
     Raises:
         QuorumError: Too few sites came, or too few replies were usable. The run can be resumed.
         RunError: The plan does not fit, or the directory cannot be used.
+        ConfigError: The model's parameters do not go with the encoding of updates.
         CheckpointError: A checkpoint is damaged or cannot be written.
         TrainingError: The aggregate is not finite.
         AccountingError: No noise reaches the target epsilon.
@@ -142,11 +144,11 @@ class _RoundLoop:
 
     def _begin(self) -> RunState:
         run, initial = self._run, self._plan.initial_arrays
-        state = restore_state(run.checkpoints, run.run_id, initial)
+        state = restore_state(run.checkpoints, run.run_id, initial, seal=run.seal)
         if state is None:
             result = RoundResult(0, 0, (), {}, (), (), arrays_digest(initial), 0.0)
             state = RunState(initial, {}, {}, result)
-            save_state(run.checkpoints, run.run_id, state)
+            save_state(run.checkpoints, run.run_id, state, seal=run.seal)
         if run.record.lines:
             run.append("resumed", server_round=state.server_round, versions=versions())
         recorded = {line["server_round"] for line in run.record.rounds}
@@ -181,7 +183,7 @@ class _RoundLoop:
         )
         heads = {site: reply.ledger_head for site, reply in replies.items()}
         state = RunState(arrays, strategy, {**state.witnesses, **heads}, result)
-        save_state(self._run.checkpoints, self._run.run_id, state)
+        save_state(self._run.checkpoints, self._run.run_id, state, seal=self._run.seal)
         self._publish(state)
         return state
 
@@ -253,6 +255,7 @@ class _RoundLoop:
         replies = self._grid.send_and_receive(messages, timeout=timeout)
         rules = ReplyRules.of(
             state.arrays,
+            encoding=self._plan.terms.update_encoding,
             max_update_norm=self._section.max_update_norm,
             # A grid that does not say so is taken for one with a wire.
             verify_digest=getattr(self._grid, "passes_arrays_by_reference", False) is not True,
@@ -311,6 +314,7 @@ def _check(plan: RunPlan) -> None:
         )
     if not plan.initial_arrays:
         raise RunError("expected initial weights, got none")
+    reply_manifest(plan.initial_arrays, plan.terms.update_encoding)  # or ConfigError
     for name, array in plan.initial_arrays.items():
         if array.dtype != np.float32 or not np.isfinite(array).all():
             raise RunError(f"expected finite fp32 initial weights, got others in {name}")

@@ -4,7 +4,7 @@ run.json       configuration, digests and versions; written once
 terms.json     each site's privacy constants; written once, so that every round has the same
 record.jsonl   one line an event, appended and fsynced; nothing is ever rewritten
 summary.json   the result, written when the run ends or stops
-checkpoints/   see core.checkpoints
+checkpoints/   see core.checkpoints; sealed where the coordinator is a service
 run.lock       held while a coordinator writes here
 """
 
@@ -33,6 +33,7 @@ from core.config import FederationConfig, config_digest
 from core.digests import canonical_json
 from core.errors import RunError
 from core.messages import DpSgdTerms
+from core.sealed_arrays import Seal
 
 SUMMARY_FILE: Final = "summary.json"
 TERMS_FILE: Final = "terms.json"
@@ -50,6 +51,7 @@ class RunDirectory:
     def __init__(self, folder: Path, header: Line, lines: list[Line]) -> None:
         self.folder = folder
         self.header = header
+        self.seal: Seal | None = None
         self._lines = lines
 
     @classmethod
@@ -61,6 +63,7 @@ class RunDirectory:
         *,
         task_digest: str,
         run_id: str | None = None,
+        seal: Seal | None = None,
     ) -> Iterator["RunDirectory"]:
         """Begins a run in ``folder``, or goes on with the one that is there.
 
@@ -74,6 +77,7 @@ class RunDirectory:
             config: The federation's configuration.
             task_digest: Digest of what the sites are asked.
             run_id: The id of a new run; ``None`` for a fresh random one.
+            seal: Encrypts the checkpoints; ``None`` leaves them in the clear.
 
         Raises:
             RunError: Another run, another configuration or another process is there, or the
@@ -92,7 +96,9 @@ class RunDirectory:
                     f"expected {folder} to be free, got one that another process writes to",
                     hint="wait for it, or choose another --output",
                 ) from error
-            yield cls._open_locked(folder, config, task_digest, run_id)
+            opened = cls._open_locked(folder, config, task_digest, run_id)
+            opened.seal = seal
+            yield opened
 
     @classmethod
     def _open_locked(

@@ -20,6 +20,7 @@ from core.checkpoints import (
 )
 from core.errors import RunError
 from core.messages import LedgerHead
+from core.sealed_arrays import Seal
 
 MODEL: Final = "model"
 _STRATEGY: Final = "strategy"
@@ -43,11 +44,12 @@ class RunState:
         return self.result.server_round
 
 
-def save_state(root: Path, run_id: str, state: RunState) -> None:
+def save_state(root: Path, run_id: str, state: RunState, *, seal: Seal | None = None) -> None:
     """Writes the checkpoint of ``state`` and removes the oldest ones.
 
     Raises:
         CheckpointError: The disk cannot be written.
+        VaultError: The seal cannot be used.
     """
     metadata = {
         "run_id": run_id,
@@ -58,12 +60,16 @@ def save_state(root: Path, run_id: str, state: RunState) -> None:
     arrays = {MODEL: state.arrays}
     if state.strategy:
         arrays[_STRATEGY] = state.strategy
-    save_checkpoint(folder, arrays, metadata)
+    save_checkpoint(folder, arrays, metadata, seal=seal)
     prune_checkpoints(root, _KEEP)
 
 
 def restore_state(
-    root: Path, run_id: str, initial_arrays: Mapping[str, npt.NDArray[Any]]
+    root: Path,
+    run_id: str,
+    initial_arrays: Mapping[str, npt.NDArray[Any]],
+    *,
+    seal: Seal | None = None,
 ) -> RunState | None:
     """The newest checkpoint's state; ``None`` where there is none.
 
@@ -72,12 +78,13 @@ def restore_state(
 
     Raises:
         CheckpointError: The newest checkpoint is damaged.
+        VaultError: It was sealed with another key, or altered.
         RunError: It is another run's, or another model's.
     """
     newest = newest_checkpoint(root)
     if newest is None:
         return None
-    checkpoint = load_checkpoint(newest)
+    checkpoint = load_checkpoint(newest, seal=seal)
     try:
         found = checkpoint.metadata["run_id"]
         state = RunState(

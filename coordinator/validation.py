@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
+from coordinator.flower import REPLY_REJECTED
 from coordinator.payload import from_record
-from core.array_codec import Manifest, manifest_of
+from core.array_codec import Manifest
 from core.digests import arrays_digest
 from core.errors import MessageError
 from core.messages import Refusal, TrainReply, TrainTask, decode
+from core.update_codec import UpdateEncoding, decode_update, reply_manifest
 
 # Blocks of an update's norm, in elements: float64 differences that stay in the cache.
 _BLOCK: Final = 65_536
@@ -31,8 +33,10 @@ class ReplyRules:
 
     global_arrays: Mapping[str, npt.NDArray[Any]]
     """The weights that were sent out."""
+    encoding: UpdateEncoding
+    """How replies travel."""
     manifest: Manifest
-    """Their names, shapes and headers."""
+    """Their names, shapes and headers as they travel."""
     max_update_norm: float | None
     """Largest L2 norm of an update; ``None`` for no bound."""
     verify_digest: bool
@@ -44,11 +48,13 @@ class ReplyRules:
         cls,
         global_arrays: Mapping[str, npt.NDArray[Any]],
         *,
+        encoding: UpdateEncoding,
         max_update_norm: float | None,
         verify_digest: bool,
     ) -> "ReplyRules":
         """The rules for replies to ``global_arrays``."""
-        return cls(global_arrays, manifest_of(global_arrays), max_update_norm, verify_digest)
+        manifest = reply_manifest(global_arrays, encoding)
+        return cls(global_arrays, encoding, manifest, max_update_norm, verify_digest)
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,8 @@ def validate_reply(
 
     Guarantees:
         A ``ValidReply`` answers this very task (run, round, attempt, site, terms), holds exactly
-        the trained arrays in fp32, all finite, within ``max_update_norm`` of the global weights,
-        and nothing else: a record that was not asked for could carry anything.
+        the trained arrays, decoded to fp32, all finite, within ``max_update_norm`` of the global
+        weights, and nothing else: a record that was not asked for could carry anything.
 
     Raises:
         MessageError: Anything else, with what was expected and what was found.
@@ -156,10 +162,11 @@ def validate_reply(
     record = content["arrays"]
     if not isinstance(record, ArrayRecord):
         raise MessageError(f"expected 'arrays' as ArrayRecord, got {type(record).__name__}")
-    arrays = from_record(record, rules.manifest)
-    _check_update(arrays, rules)
-    if rules.verify_digest and arrays_digest(arrays) != reply.arrays_digest:
+    received = from_record(record, rules.manifest)
+    if rules.verify_digest and arrays_digest(received) != reply.arrays_digest:
         raise MessageError("expected arrays of the digest that the reply names, got others")
+    arrays = decode_update(received, rules.global_arrays, rules.encoding)
+    _check_update(arrays, rules)
     return ValidReply(task.site, arrays, reply)
 
 
@@ -176,6 +183,8 @@ def _judge(
 ) -> ValidReply | SiteRefusal | RejectedReply:
     if message.has_error():
         reason = ascii(message.error.reason or "")[1:-1][:200]
+        if message.error.code == REPLY_REJECTED:  # the site would send the like again
+            return RejectedReply(task.site, "invalid-reply", reason)
         return RejectedReply(task.site, "client-error", f"the client failed: {reason}")
     try:
         return validate_reply(message, task, rules)

@@ -1,4 +1,6 @@
-"""Named fp32 arrays as the bytes of ``numpy.save`` and back: one copy out, none in.
+"""Named arrays as the bytes of ``numpy.save`` and back: one copy out, none in.
+
+Weights are fp32; an update may travel in smaller numbers, see ``core.update_codec``.
 
 The receiver knows which arrays it expects, so it knows their headers byte for byte: a payload is
 that header and the right number of bytes after it, or it is refused. Nothing that a peer sent is
@@ -17,7 +19,16 @@ import numpy.typing as npt
 from core.errors import MessageError
 
 _STYPE: Final = "numpy.ndarray"
-_FP32: Final = np.dtype("<f4")
+FP32: Final = np.dtype("<f4")
+# What may travel: fp32, and the bits of bf16 and int8.
+_WIRE_DTYPES: Final = (FP32, np.dtype("<u2"), np.dtype("i1"))
+
+
+class Shaped(Protocol):
+    """An array, or what is known of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 class Received(Protocol):
@@ -40,39 +51,56 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One expected array: its shape, and the header its payload must begin with."""
+    """One expected array: its shape and type, and the header its payload must begin with."""
 
     shape: tuple[int, ...]
     header: bytes
     payload_bytes: int
+    dtype: np.dtype[Any] = FP32
 
 
 Manifest = Mapping[str, ArraySpec]
 
 
-def manifest_of(arrays: Mapping[str, npt.NDArray[Any]]) -> Manifest:
-    """What a record with the names and shapes of ``arrays`` must look like."""
-    return {name: _spec(tuple(arrays[name].shape)) for name in sorted(arrays)}
+def manifest_of(arrays: Mapping[str, Shaped]) -> Manifest:
+    """What a record of fp32 arrays with the names and shapes of ``arrays`` must look like."""
+    return {name: array_spec(tuple(arrays[name].shape)) for name in sorted(arrays)}
+
+
+@lru_cache(maxsize=1024)  # a model has few shapes, and every reply has all of them
+def array_spec(shape: tuple[int, ...], dtype: np.dtype[Any] = FP32) -> ArraySpec:
+    """What one array of this shape and type must look like."""
+    buffer = BytesIO()
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return ArraySpec(shape, buffer.getvalue(), len(buffer.getvalue()) + size, dtype)
 
 
 def encode_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Encoded]:
-    """Serialises fp32 arrays, in the order of their names, exactly as ``numpy.save`` would."""
+    """Serialises arrays, in the order of their names, exactly as ``numpy.save`` would.
+
+    Raises:
+        MessageError: An array is of a type that does not travel.
+    """
     encoded = {}
     for name in sorted(arrays):
-        shape = tuple(arrays[name].shape)
-        flat = np.ascontiguousarray(arrays[name], dtype=_FP32).reshape(-1)
-        data = b"".join((_spec(shape).header, flat.view(np.uint8).data))
-        encoded[name] = Encoded("float32", shape, _STYPE, data)
+        shape, dtype = tuple(arrays[name].shape), arrays[name].dtype.newbyteorder("<")
+        if dtype not in _WIRE_DTYPES:
+            raise MessageError(f"expected {name} as float32, uint16 or int8, got {dtype}")
+        flat = np.ascontiguousarray(arrays[name], dtype=dtype).reshape(-1)
+        data = b"".join((array_spec(shape, dtype).header, flat.view(np.uint8).data))
+        encoded[name] = Encoded(dtype.name, shape, _STYPE, data)
     return encoded
 
 
 def decode_arrays(
     record: Mapping[str, Received], manifest: Manifest
-) -> dict[str, npt.NDArray[np.float32]]:
+) -> dict[str, npt.NDArray[Any]]:
     """Reads the expected arrays as read-only views of the record's bytes.
 
     Guarantees:
-        The result holds exactly the names and shapes of ``manifest`` in fp32, or
+        The result holds exactly the names, shapes and types of ``manifest``, or
         ``MessageError`` is raised, whatever the record holds. No header is parsed and nothing
         is unpickled.
 
@@ -88,10 +116,10 @@ def decode_arrays(
     return {name: _view(name, record[name], spec) for name, spec in manifest.items()}
 
 
-def _view(name: str, array: Received, spec: ArraySpec) -> npt.NDArray[np.float32]:
-    if array.stype != _STYPE or array.dtype != "float32":
+def _view(name: str, array: Received, spec: ArraySpec) -> npt.NDArray[Any]:
+    if array.stype != _STYPE or array.dtype != spec.dtype.name:
         raise MessageError(
-            f"expected {name} as float32 in {_STYPE}, "
+            f"expected {name} as {spec.dtype.name} in {_STYPE}, "
             f"got {_shown(array.dtype)} in {_shown(array.stype)}"
         )
     if array.shape != spec.shape:
@@ -102,16 +130,7 @@ def _view(name: str, array: Received, spec: ArraySpec) -> npt.NDArray[np.float32
         raise MessageError(f"expected {spec.payload_bytes} bytes for {name}, got {size}")
     if not data.startswith(spec.header):
         raise MessageError(f"expected the header of {name} as numpy.save writes it, got another")
-    return np.frombuffer(data, dtype=_FP32, offset=len(spec.header)).reshape(spec.shape)
-
-
-@lru_cache(maxsize=1024)  # a model has few shapes, and every reply has all of them
-def _spec(shape: tuple[int, ...]) -> ArraySpec:
-    buffer = BytesIO()
-    header = {"descr": _FP32.str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    size = int(np.prod(shape, dtype=np.int64)) * _FP32.itemsize
-    return ArraySpec(shape, buffer.getvalue(), len(buffer.getvalue()) + size)
+    return np.frombuffer(data, dtype=spec.dtype, offset=len(spec.header)).reshape(spec.shape)
 
 
 def _some(names: set[str]) -> str:

@@ -80,4 +80,5 @@ def training_terms(config: FederationConfig, blueprint: Blueprint) -> TrainingTe
         privacy=config.privacy,
         proximal_mu=config.strategy.proximal_mu if config.strategy.name == "fedprox" else 0.0,
         num_rounds=config.federation.num_rounds,
+        update_encoding=config.transport.update_encoding,
     )

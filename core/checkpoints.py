@@ -3,11 +3,14 @@
     round-000012/
         manifest.json          schema version, size and SHA-256 of each file, metadata, own digest
         <name>.safetensors     named arrays
+        <name>.sealed          or, where a seal is given, the same encrypted; then the metadata is
+                               sealed too, together with the digests of the files
 
-The digests find damage, not forgery: whoever can write the folder can write a manifest to match.
-One process writes to a root at a time; any number may read.
+The digests find damage, not forgery: whoever can write the folder can write a manifest to match,
+unless it is sealed. One process writes to a root at a time; any number may read.
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -26,10 +29,14 @@ from safetensors.numpy import load_file, save_file
 
 from core.digests import canonical_json, json_digest
 from core.errors import CheckpointError
+from core.sealed_arrays import Seal, read_sealed_arrays, write_sealed_arrays
 
 SCHEMA_VERSION: Final = 1
 MANIFEST = "manifest.json"
 _SUFFIX = ".safetensors"
+_SEALED_SUFFIX = ".sealed"
+_SEALED = "sealed"
+_PURPOSE = "checkpoint"
 _UNFINISHED = ".unfinished-"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _ROUND = re.compile(r"round-(\d{6,})")
@@ -56,21 +63,28 @@ def checkpoint_folder(root: Path, server_round: int) -> Path:
 
 
 def save_checkpoint(
-    folder: Path, arrays: Mapping[str, Arrays], metadata: Mapping[str, Any]
+    folder: Path,
+    arrays: Mapping[str, Arrays],
+    metadata: Mapping[str, Any],
+    *,
+    seal: Seal | None = None,
 ) -> None:
     """Writes a checkpoint, wholly or not at all.
 
     Guarantees:
         A process or a machine that stops at any moment leaves either no ``folder`` or a complete
         one: all bytes are on the disk before the folder gets its name. What a stopped save left
-        behind is removed by the next one beside it.
+        behind is removed by the next one beside it. With a seal, neither arrays nor metadata
+        ever lie on the disk in the clear.
 
     Args:
         folder: Where; must not exist.
         arrays: For each file, named arrays of numbers or booleans.
         metadata: A JSON object; what is loaded equals what was saved.
+        seal: Encrypts arrays and metadata; ``None`` leaves them in the clear.
 
     Raises:
+        VaultError: The seal cannot be used.
         CheckpointError: ``folder`` exists, a name or a value cannot be stored, or the disk
             cannot be written.
     """
@@ -85,7 +99,7 @@ def save_checkpoint(
         _remove_unfinished(folder.parent)
         unfinished = folder.with_name(_UNFINISHED + folder.name)
         unfinished.mkdir()
-        _write(unfinished, ready, metadata)
+        _write(unfinished, ready, metadata, seal)
         unfinished.rename(folder)
         _sync(folder.parent)
     except (OSError, SafetensorError) as error:
@@ -97,26 +111,32 @@ def save_checkpoint(
         ) from error
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
+def load_checkpoint(folder: Path, *, seal: Seal | None = None) -> Checkpoint:
     """Reads a checkpoint after checking all of it.
 
     Guarantees:
-        Arrays and metadata are, bit for bit, what was saved, or nothing is returned.
+        Arrays and metadata are, bit for bit, what was saved, or nothing is returned. With a seal,
+        they are what was saved under it, in one checkpoint: one in the clear is refused.
+
+    Args:
+        folder: The checkpoint.
+        seal: What it was saved with.
 
     Raises:
         CheckpointError: There is no checkpoint, or it is damaged; says which file and how.
+        VaultError: It was sealed with another key, or altered.
     """
     with _reading(folder):
         # 1. The manifest is whole and of a version that we know.
         manifest = _read_manifest(folder / MANIFEST)
+        if seal is not None or _SEALED in manifest:
+            manifest["metadata"] = _open_metadata(folder, manifest, seal)
         # 2. Exactly the files of the manifest are there, as plain files.
         _check_listing(folder, manifest["files"])
         # 3. Each has its size and digest. 4. Only then is it parsed.
         for name, expected in manifest["files"].items():
             _check_file(folder / name, expected)
-        arrays = {
-            name.removesuffix(_SUFFIX): load_file(folder / name) for name in manifest["files"]
-        }
+        arrays = {Path(name).stem: _load(folder / name, seal) for name in manifest["files"]}
     return Checkpoint(arrays=arrays, metadata=manifest["metadata"])
 
 
@@ -183,18 +203,54 @@ def _storable(name: str, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
     return ready
 
 
-def _write(folder: Path, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+def _write(
+    folder: Path, arrays: Mapping[str, Any], metadata: Mapping[str, Any], seal: Seal | None
+) -> None:
     files = {}
     for name, inner in arrays.items():
-        path = folder / (name + _SUFFIX)
-        save_file(inner, path)
+        path = folder / (name + (_SUFFIX if seal is None else _SEALED_SUFFIX))
+        if seal is None:
+            save_file(inner, path)
+        else:
+            write_sealed_arrays(path, inner, seal, f"{_PURPOSE}/{path.name}")
         _sync(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _file_sha256(path)}
-    body = {"schema_version": SCHEMA_VERSION, "files": files, "metadata": dict(metadata)}
+    body: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "files": files}
+    if seal is None:
+        body["metadata"] = dict(metadata)
+    else:
+        body |= {"metadata": {}, _SEALED: _seal_metadata(files, metadata, seal)}
     manifest = folder / MANIFEST
     manifest.write_bytes(canonical_json(body | {"sha256": json_digest(body)}))
     _sync(manifest)
     _sync(folder)
+
+
+def _seal_metadata(files: Mapping[str, Any], metadata: Mapping[str, Any], seal: Seal) -> str:
+    """With the files' digests: no file of another checkpoint takes the place of one of this."""
+    document = canonical_json({"files": files, "metadata": dict(metadata)})
+    return base64.b64encode(seal.seal(_PURPOSE, document)).decode("ascii")
+
+
+def _open_metadata(folder: Path, manifest: Mapping[str, Any], seal: Seal | None) -> dict[str, Any]:
+    if seal is None or _SEALED not in manifest:
+        expected, got = ("in the clear", "sealed") if seal is None else ("sealed", "in the clear")
+        raise CheckpointError(
+            f"expected a checkpoint {expected} at {folder}, got one {got}",
+            hint="`cloister coordinator export` opens a sealed one; a service takes no other",
+        )
+    blob = base64.b64decode(manifest[_SEALED], validate=True)
+    document = json.loads(seal.open(_PURPOSE, blob))
+    if document["files"] != manifest["files"]:
+        raise CheckpointError(f"expected the files that were sealed in {folder}, got others")
+    return dict(document["metadata"])
+
+
+def _load(path: Path, seal: Seal | None) -> dict[str, npt.NDArray[Any]]:
+    if seal is not None:
+        return read_sealed_arrays(path, seal, f"{_PURPOSE}/{path.name}")
+    arrays: dict[str, npt.NDArray[Any]] = load_file(path)
+    return arrays
 
 
 def _sync(path: Path) -> None:
@@ -259,8 +315,9 @@ def _well_formed(body: Mapping[str, Any]) -> bool:
         isinstance(body.get("metadata"), dict)
         and isinstance(files, dict)
         and all(
-            name.endswith(_SUFFIX)
-            and _NAME.fullmatch(name.removesuffix(_SUFFIX)) is not None
+            Path(name).suffix in (_SUFFIX, _SEALED_SUFFIX)
+            and _NAME.fullmatch(Path(name).stem) is not None
+            and Path(name).name == name
             and isinstance(entry, dict)
             and entry.keys() == {"bytes", "sha256"}
             for name, entry in files.items()

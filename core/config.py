@@ -1,4 +1,4 @@
-"""The two configuration files: the federation's (shared, public) and the site's (never sent).
+"""The configuration files: the federation's (shared, public), a site's and the coordinator's own.
 
 Pydantic stands here and in ``core.messages`` only. Every model is frozen and strict, refuses
 unknown keys, NaN and infinity. The text under each field is its reference documentation.
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from core.digests import json_digest
 from core.model import ModelConfig
 from core.train import TrainConfig
+from core.update_codec import UpdateEncoding
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -288,6 +289,15 @@ class SimulationSection(Section):
         return self
 
 
+class TransportSection(Section):
+    """How updates travel."""
+
+    update_encoding: UpdateEncoding = "fp32"
+    """Encoding of a site's update, applied after its noise, so that epsilon is untouched: weights
+    in ``fp32``; or the difference to the global weights in ``bf16``, or in ``int8`` with a scale
+    for each block."""
+
+
 class FederationConfig(Section):
     """The federation's file: shared with every site, public."""
 
@@ -307,6 +317,8 @@ class FederationConfig(Section):
     """How sites are sampled and their updates aggregated."""
     evaluation: EvaluationSection = EvaluationSection()
     """What the coordinator evaluates on."""
+    transport: TransportSection = TransportSection()
+    """How updates travel."""
     sites: tuple[MemberSection, ...] = Field(min_length=1)
     """The members."""
     simulation: SimulationSection | None = None
@@ -339,6 +351,44 @@ class SiteSection(Section):
 
     name: Name
     """The site's name in the federation."""
+    num_examples: int | None = Field(default=None, ge=1, le=10**12)
+    """The site's public size as it declared it; a deployed client needs it for private runs."""
+    federation: Path | None = None
+    """The federation's file, for a deployed client; relative to this file. Code and configuration
+    are installed at the site, never sent."""
+    test_noise_key: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", repr=False)
+    """For tests only: predictable noise. The ledger is marked as not private."""
+
+
+class IdentitySection(Section):
+    """Where a deployed client keeps its keys, certificate and pins; written by
+    ``cloister client join``."""
+
+    folder: Path = Path("identity")
+    """The folder; relative to this file."""
+    certificate: Path | None = None
+    """A certificate that the organisation's own CA issued, with its chain."""
+    key: Path | None = None
+    """The private key of that certificate, mode 0600."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("expected both `certificate` and `key`, or neither")
+        return self
+
+
+class ServiceSection(Section):
+    """How a deployed client runs."""
+
+    stop_seconds: float = Field(default=60.0, ge=0)
+    """When it is told to stop, a round in progress has this long to end; then it is dropped by
+    name."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """Threads inside tensor operations; 0 leaves it to torch. May change the last bits of the
+    result: compare with a simulation at its ``threads_per_worker``."""
+    min_free_megabytes: int = Field(default=500, ge=0)
+    """``cloister client check`` wants this much room on the disk."""
 
 
 class LedgerSection(Section):
@@ -360,6 +410,75 @@ class SiteConfig(Section):
     """What it allows."""
     ledger: LedgerSection = LedgerSection()
     """Where it writes down what it spent."""
+    identity: IdentitySection = IdentitySection()
+    """Its keys and certificate."""
+    service: ServiceSection = ServiceSection()
+    """How the deployed client runs."""
+
+
+class ListenSection(Section):
+    """Where the coordinator listens."""
+
+    address: str = Field(default="0.0.0.0:7443", pattern=r"^[^\s/]{1,255}:[0-9]{1,5}$")
+    """Sessions and control, over mutual TLS."""
+    enrolment_address: str = Field(default="0.0.0.0:7444", pattern=r"^[^\s/]{1,255}:[0-9]{1,5}$")
+    """Enrolment, over TLS."""
+    public_host: str = Field(default="localhost", pattern=r"^[^\s/:]{1,255}$")
+    """The host name or address that invitations tell the sites."""
+    metrics_port: int = Field(default=9464, ge=0, le=65535)
+    """``/healthz`` and ``/metrics`` on 127.0.0.1; 0 for any free port."""
+
+
+class AuthoritySection(Section):
+    """The organisation's own CA, instead of the one that ``cloister coordinator init`` makes."""
+
+    ca: Path | None = None
+    """Root certificate that sites and operators chain to."""
+    certificate: Path | None = None
+    """The coordinator's certificate with its chain."""
+    key: Path | None = None
+    """Its private key, mode 0600."""
+    server_name: str | None = Field(default=None, pattern=r"^[a-z0-9._-]{1,255}$")
+    """The DNS name in that certificate."""
+    certificate_hours: int = Field(default=24 * 7, ge=1, le=24 * 90)
+    """How long the certificates that our own CA issues are good for."""
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        given = [self.ca, self.certificate, self.key, self.server_name]
+        if any(item is None for item in given) and any(item is not None for item in given):
+            raise ValueError("expected `ca`, `certificate`, `key` and `server_name`, or none")
+        return self
+
+
+class LivenessSection(Section):
+    """When a site counts as away."""
+
+    heartbeat_seconds: float = Field(default=5.0, gt=0, le=15)
+    """Both sides send something at least this often."""
+    silence_seconds: float = Field(default=15.0, gt=0, le=20)
+    """A side that heard nothing for this long closes the session; a site that does not come back
+    within this long is away."""
+
+    @model_validator(mode="after")
+    def _more_than_one_chance(self) -> Self:
+        if self.silence_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError("expected silence_seconds of at least two heartbeat_seconds")
+        return self
+
+
+class CoordinatorConfig(Section):
+    """The coordinator's own file, ``coordinator.toml`` in its folder; written by
+    ``cloister coordinator init``."""
+
+    federation: Path = Path("federation.toml")
+    """The federation's file; relative to this file."""
+    listen: ListenSection = ListenSection()
+    """Where it listens."""
+    authority: AuthoritySection = AuthoritySection()
+    """Whose certificates it trusts."""
+    liveness: LivenessSection = LivenessSection()
+    """When a site counts as away."""
 
 
 def config_digest(config: FederationConfig) -> str:

@@ -1,4 +1,4 @@
-"""Reading the two configuration files: TOML, overrides, validation, absolute paths."""
+"""Reading the configuration files: TOML, overrides, validation, absolute paths."""
 
 import json
 import tomllib
@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from core.config import FederationConfig, LedgerSection, Section, SiteConfig
+from core.config import CoordinatorConfig, FederationConfig, LedgerSection, Section, SiteConfig
 from core.errors import ConfigError
 
-Config = TypeVar("Config", FederationConfig, SiteConfig)
+Config = TypeVar("Config", FederationConfig, SiteConfig, CoordinatorConfig)
 
 
 def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -20,7 +20,7 @@ def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -
     Paths inside the file become absolute, relative to the file's folder.
 
     Args:
-        kind: ``FederationConfig`` or ``SiteConfig``.
+        kind: Which file it is.
         path: The TOML file.
         overrides: ``section.key=value``; the value is a TOML value, or else a string.
 
@@ -40,6 +40,20 @@ def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -
     for override in overrides:
         _apply_override(document, override)
     return _resolve_paths(parse_config(kind, document, origin=str(path)), path.parent)
+
+
+def config_of_overrides(
+    kind: type[Config], overrides: Sequence[str], folder: Path, *, origin: str
+) -> Config:
+    """A configuration of nothing but overrides; paths become absolute, relative to ``folder``.
+
+    Raises:
+        ConfigError: It does not fit.
+    """
+    document: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(document, override)
+    return _resolve_paths(parse_config(kind, document, origin=origin), folder)
 
 
 def parse_config(kind: type[Config], document: Mapping[str, Any], *, origin: str) -> Config:

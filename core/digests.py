@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,6 +35,45 @@ def json_digest(value: Any) -> str:
     return sha256_hex(canonical_json(value))
 
 
+class ArraysDigest:
+    """``arrays_digest``, fed array by array and piece by piece, in the order of the names.
+
+    Guarantees:
+        After the same arrays, the result equals ``arrays_digest``'s, however their bytes were
+        cut into pieces.
+    """
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def begin(self, name: str, dtype: np.dtype[Any], shape: Sequence[int]) -> None:
+        """Opens the next array; its bytes follow by ``update``, little-endian and in C order.
+
+        Raises:
+            MessageError: It holds neither numbers nor booleans, so that its bytes would not say
+                what it is.
+        """
+        if dtype.kind not in "biufc":
+            raise MessageError(
+                f"expected an array of numbers or booleans for {name!r}, got {dtype}"
+            )
+        header = canonical_json([name, dtype.newbyteorder("<").str, list(shape)])
+        self._sha256.update(len(header).to_bytes(8, "little"))
+        self._sha256.update(header)
+
+    def update(self, piece: bytes | memoryview) -> None:
+        """The next bytes of the present array."""
+        self._sha256.update(piece)
+
+    def digest(self) -> bytes:
+        """The digest's 32 bytes."""
+        return self._sha256.digest()
+
+    def hexdigest(self) -> str:
+        """The digest as 64 lower-case hexadecimal digits."""
+        return self._sha256.hexdigest()
+
+
 def arrays_digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     """SHA-256 over names, dtypes, shapes and little-endian bytes, in the order of the names.
 
@@ -48,18 +87,12 @@ def arrays_digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
         MessageError: An array holds neither numbers nor booleans, so that its bytes would not
             say what it is.
     """
-    digest = hashlib.sha256()
+    digest = ArraysDigest()
     for name in sorted(arrays):
         array = np.asarray(arrays[name])
-        if array.dtype.kind not in "biufc":
-            raise MessageError(
-                f"expected an array of numbers or booleans for {name!r}, got {array.dtype}"
-            )
+        digest.begin(name, array.dtype, array.shape)
         # Not np.ascontiguousarray: that makes a vector of length 1 of a scalar.
         little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
-        header = canonical_json([name, little.dtype.str, list(little.shape)])
-        digest.update(len(header).to_bytes(8, "little"))
-        digest.update(header)
         digest.update(little.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 

@@ -14,12 +14,20 @@
     |   |-- LossContractError         1   the loss couples the examples of a batch
     |   |-- AccountingError           1   epsilon cannot be computed, or two accountants disagree
     |   |-- SiteKeyError              1   a site's key file or a signature cannot be used
+    |   |-- VaultError                1   what lies sealed on the disk cannot be opened or written
     |   `-- LedgerError               1   the ledger cannot be trusted or cannot be written
     |       |-- LedgerTamperedError   1   an entry does not match its hash or signature
     |       `-- LedgerRollbackError   1   the ledger is shorter than its witnesses remember
+    |-- IdentityError                 1   a certificate, key, token or roster is not what it must be
+    |   `-- RosterRollbackError       1   a roster is older than one that was seen
+    |-- SessionError                  1   the other side of the wire broke the protocol or is gone
+    |   `-- TooManyError              1   more streams or calls than a peer may have
+    |-- ServiceError                  1   the coordinator's service or its folder cannot be used
+    |-- RoundFailedError              1   a site's round failed after its debit; its log says why
     `-- RefusedError                  3   a site said no
         |-- PolicyRefusedError        3   the task breaks the site's policy
-        `-- BudgetExceededError       3   the task would pass the site's cap on epsilon
+        |-- BudgetExceededError       3   the task would pass the site's cap on epsilon
+        `-- SiteStoppingError         3   the site's program is about to end
 
 A message says what was expected and what was found; ``hint`` says what to do. Nothing else
 escapes from reading a file or a message: a ``KeyError`` there is a defect of ours.
@@ -103,6 +111,10 @@ class SiteKeyError(PrivacyError):
     """A site's key file is missing, readable by others or no key, or a signature is not its."""
 
 
+class VaultError(PrivacyError):
+    """What lies encrypted on the disk cannot be opened or written."""
+
+
 class LedgerError(PrivacyError):
     """The ledger cannot be trusted, or cannot be written."""
 
@@ -113,6 +125,30 @@ class LedgerTamperedError(LedgerError):
 
 class LedgerRollbackError(LedgerError):
     """The ledger is shorter than its witnesses remember."""
+
+
+class IdentityError(CloisterError):
+    """A certificate, a key, a token, a signature or a roster is not what it must be."""
+
+
+class RosterRollbackError(IdentityError):
+    """A roster is older than one that was already seen."""
+
+
+class SessionError(CloisterError):
+    """The other side of the wire broke the protocol, said goodbye or is gone."""
+
+
+class ServiceError(CloisterError):
+    """The coordinator's service cannot do what is asked, or its folder cannot be used."""
+
+
+class TooManyError(SessionError):
+    """A peer has more streams, or calls more often, than it may."""
+
+
+class RoundFailedError(CloisterError):
+    """A site's round failed after its debit; the reason stands in the site's own log only."""
 
 
 class RefusedError(CloisterError):
@@ -127,3 +163,7 @@ class PolicyRefusedError(RefusedError):
 
 class BudgetExceededError(RefusedError):
     """The task would take the site past its cap on epsilon."""
+
+
+class SiteStoppingError(RefusedError):
+    """The site's program was told to end, and drops what it is asked."""

@@ -14,6 +14,7 @@ from core.digests import canonical_json, json_digest
 from core.errors import ConfigError, MessageError
 from core.model import ModelConfig
 from core.train import TrainConfig
+from core.update_codec import UpdateEncoding
 
 SCHEMA_VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 256 * 1024
@@ -49,6 +50,8 @@ class TrainingTerms(WireMessage):
     """FedProx's pull; 0 for none."""
     num_rounds: int = Field(ge=1)
     """Rounds of the whole run."""
+    update_encoding: UpdateEncoding
+    """How the arrays of a reply are encoded, see ``core.update_codec``."""
 
     def digest(self) -> str:
         """The task hash that a site's policy allows or does not."""
@@ -131,7 +134,7 @@ class TrainReply(WireMessage):
     task_digest: Digest
     """The task's ``task_digest``."""
     arrays_digest: Digest
-    """Digest of the arrays of this reply."""
+    """Digest of the arrays of this reply, as they travel."""
     num_examples: int = Field(ge=1)
     """The task's public size, never a count of records."""
     spent: SpentBudget

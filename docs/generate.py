@@ -24,13 +24,14 @@ from pydantic import TypeAdapter  # noqa: E402
 from pydantic_core import PydanticUndefined  # noqa: E402
 
 from cli.main import build_parser  # noqa: E402
-from core.config import FederationConfig, Section, SiteConfig  # noqa: E402
+from core.config import CoordinatorConfig, FederationConfig, Section, SiteConfig  # noqa: E402
 
 PACKAGES = ("cli", "coordinator", "client", "privacy", "core")
 OTHERS = {
     "tests/": "unit, integration and end-to-end tests; `support/` holds their doubles",
     "examples/": "real text: SMS spam and Shakespeare, with measured figures",
     "benchmarks/": "speed beside rivals, side by side in one run",
+    "deploy/": "systemd units, Dockerfile and compose file for a coordinator and three sites",
     "docs/": "guides, concepts, reference, decisions",
     "constraints.txt": "the tested versions that `make setup` installs",
     "Makefile": "setup, demo, test, check, bench",
@@ -70,10 +71,10 @@ def _between(text: str, name: str, content: str) -> str:
 
 
 def _help() -> str:
-    """The help text of the main job."""
+    """The help texts of the commands."""
     parser = build_parser()
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return str(commands.choices["simulate"].format_help())
+    return "\n".join(str(command.format_help()) for command in commands.choices.values())
 
 
 def _tree() -> str:
@@ -100,11 +101,16 @@ def _in_order(lines: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def _configuration() -> str:
     parts = [
         "# Configuration\n",
-        "Two TOML files. The federation's is shared and public; a site's never leaves the site. "
+        "TOML files. The federation's is shared and public; a site's never leaves the site; the "
+        "coordinator's is its own. "
         "Every key can be overridden with `--set section.key=value`. Unknown keys are refused.\n",
         "This page is written by `python docs/generate.py` from the code.\n",
     ]
-    files = {"The federation's file": FederationConfig, "A site's file": SiteConfig}
+    files = {
+        "The federation's file": FederationConfig,
+        "A site's file": SiteConfig,
+        "The coordinator's file": CoordinatorConfig,
+    }
     for title, config in files.items():
         parts.append(f"# {title}\n")
         for name, kind in _tables(config):

@@ -17,7 +17,7 @@ from core.digests import canonical_json
 from core.errors import LedgerError, LedgerRollbackError, LedgerTamperedError
 from core.messages import LedgerHead
 from privacy.ledger_entries import Entry, Row
-from privacy.signing import SiteKey
+from privacy.signing import SiteKey, write_synced
 
 _TABLE: Final = (
     "CREATE TABLE entries (sequence INTEGER PRIMARY KEY, time TEXT NOT NULL, kind TEXT NOT NULL, "
@@ -75,9 +75,9 @@ class LedgerFiles:
                 )
         key = SiteKey.generate()
         entry = first_entry(key)
-        _write_synced(_new(self.key), key.private_pem())
-        _write_synced(_new(self.witness), _witness(entry.head, site, key))
-        _write_synced(_new(self.database), b"")
+        write_synced(_new(self.key), key.private_pem(), exclusive=False)
+        write_synced(_new(self.witness), _witness(entry.head, site, key), exclusive=False)
+        write_synced(_new(self.database), b"", exclusive=False)
         with closing(sqlite3.connect(_new(self.database), isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode = MEMORY")
             connection.execute("PRAGMA synchronous = FULL")
@@ -188,7 +188,7 @@ class LedgerStore:
     def write_witness(self, head: LedgerHead) -> None:
         """Replaces the witness atomically, and returns once it lies on the disk."""
         path = self._files.witness
-        _write_synced(_new(path), _witness(head, self._site, self._key))
+        write_synced(_new(path), _witness(head, self._site, self._key), exclusive=False)
         os.replace(_new(path), path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -245,12 +245,3 @@ def _signed(head: LedgerHead, site: str) -> bytes:
 def _witness(head: LedgerHead, site: str, key: SiteKey) -> bytes:
     signature = key.sign(_PURPOSE, _signed(head, site))
     return canonical_json({"head": head.model_dump(), "site": site, "signature": signature})
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    with open(os.open(path, flags, 0o600), "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

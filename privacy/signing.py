@@ -1,8 +1,10 @@
-"""A site's Ed25519 key and its file. What is signed is named, so no signature serves twice.
+"""Ed25519 keys, what they sign, and the private files that they lie in.
 
-Deliberately not checked here: whose key it is. That is the ledger's first entry's, or a roster's.
+What is signed is named, so no signature serves twice. Deliberately not checked here: whose key it
+is. That is the ledger's first entry's, an invitation's or a roster's.
 """
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -17,14 +19,16 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from core.errors import SiteKeyError
+from core.digests import canonical_json
+from core.errors import IdentityError, SiteKeyError
+from core.messages import WireMessage, encode
 
-# A key file holds about 120 bytes.
-_MAX_KEY_FILE_BYTES: Final = 4096
+# An Ed25519 key's file has about 120 bytes, an RSA key's of 4096 bits about 3300.
+_MAX_PRIVATE_FILE_BYTES: Final = 8192
 
 
 class SiteKey:
-    """A private key that signs for one site.
+    """A private key that signs for one site, or for the federation's admin.
 
     **Guarantees**: The private part is in no ``repr``, and is written only where
     ``private_pem`` is.
@@ -48,7 +52,7 @@ class SiteKey:
         Raises:
             SiteKeyError: It is missing, not safe, or not a private Ed25519 key.
         """
-        data = _read_private_file(path)
+        data = read_private_file(path)
         try:
             private = load_pem_private_key(data, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -96,29 +100,135 @@ def verify_signature(public_hex: str, purpose: str, message: bytes, signature: s
         ) from error
 
 
-def _named(purpose: str, message: bytes) -> bytes:
-    return b"cloister/" + purpose.encode("ascii") + b"\0" + message
+def sign_document(key: SiteKey, purpose: str, message: WireMessage) -> str:
+    """Signs a document, without its field ``signature`` where it has one."""
+    return key.sign(purpose, _signed_part(message))
 
 
-def _read_private_file(path: Path) -> bytes:
+def verify_document(public_hex: str, purpose: str, message: WireMessage) -> None:
+    """Checks the signature that a document bears in its field ``signature``.
+
+    **Guarantees**: Returns only where the key signed this content for this purpose. Every field
+    except the signature is covered, those that were left at their defaults too.
+
+    Raises:
+        IdentityError: It bears no signature, or another one.
+    """
+    signature = getattr(message, "signature", None)
+    kind = type(message).__name__
+    if not isinstance(signature, str):
+        raise IdentityError(f"expected a signed {kind}, got one without a signature")
+    try:
+        verify_signature(public_hex, purpose, _signed_part(message), signature)
+    except SiteKeyError as error:
+        raise IdentityError(
+            f"expected a {kind} signed by the key {public_hex[:16]}..., got another signature"
+        ) from error
+
+
+def read_private_file(path: Path) -> bytes:
+    """Reads a key file.
+
+    **Guarantees**: A file that others can read or write, that belongs to another user, or that
+    is reached through a link is refused before its content is used.
+
+    Raises:
+        SiteKeyError: It is missing, not safe, or far too long for a key.
+    """
     try:
         # The checks look at the open file, so that it cannot be exchanged in between.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise SiteKeyError(f"expected a key file at {path}, got: {error.strerror}") from error
     with open(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        mode = stat.S_IMODE(status.st_mode)
-        if not stat.S_ISREG(status.st_mode):
-            raise SiteKeyError(f"expected a regular file at {path}, got another kind")
-        if status.st_uid != os.geteuid():
-            raise SiteKeyError(
-                f"expected {path} to belong to user {os.geteuid()}, got user {status.st_uid}",
-                hint="run as the user who made the key",
-            )
-        if mode & 0o077:
-            raise SiteKeyError(
-                f"expected {path} to be readable by its owner only, got mode {mode:04o}",
-                hint=f"chmod 600 {path}; if others could read it, start a new ledger",
-            )
-        return file.read(_MAX_KEY_FILE_BYTES)
+        _check_private(path, os.fstat(file.fileno()))
+        data = file.read(_MAX_PRIVATE_FILE_BYTES + 1)
+    if len(data) > _MAX_PRIVATE_FILE_BYTES:
+        raise SiteKeyError(f"expected a key in {path}, got over {_MAX_PRIVATE_FILE_BYTES} bytes")
+    return data
+
+
+def write_private_file(path: Path, data: bytes) -> None:
+    """Makes a new file of mode 0600.
+
+    **Guarantees**: Never overwrites. Others can read it at no moment. When this returns, the file
+    lies on the disk; when it raises, there is none of it.
+
+    Raises:
+        SiteKeyError: Something is there already, or it cannot be written.
+    """
+    try:
+        write_synced(path, data, exclusive=True)
+    except FileExistsError as error:
+        raise SiteKeyError(
+            f"expected to write a new file {path}, got one that is there",
+            hint="a key is never overwritten: move it away if you want another",
+        ) from error
+    except OSError as error:
+        raise SiteKeyError(
+            f"expected to write {path}, got: {error.strerror}",
+            hint="check the folder, its owner and the disk's space",
+        ) from error
+
+
+def write_synced(path: Path, data: bytes, *, exclusive: bool) -> None:
+    """Writes a file of mode 0600 that lies on the disk when this returns.
+
+    Args:
+        path: The file.
+        data: Its content.
+        exclusive: Refuse where the file exists, and put its name on the disk too; else
+            overwrite what is there.
+
+    Raises:
+        OSError: It cannot be written; with ``exclusive``, nothing of it is left.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_EXCL if exclusive else os.O_TRUNC)
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if exclusive:
+            _sync_folder(path.parent)
+    except BaseException:
+        if exclusive:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_private(path: Path, status: os.stat_result) -> None:
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISREG(status.st_mode):
+        raise SiteKeyError(f"expected a regular file at {path}, got another kind")
+    if status.st_uid != os.geteuid():
+        raise SiteKeyError(
+            f"expected {path} to belong to user {os.geteuid()}, got user {status.st_uid}",
+            hint="run as the user who made the key",
+        )
+    if mode & 0o077:
+        raise SiteKeyError(
+            f"expected {path} to be readable by its owner only, got mode {mode:04o}",
+            hint=f"chmod 600 {path}; if others could read it, make a new key",
+        )
+
+
+def _named(purpose: str, message: bytes) -> bytes:
+    return b"cloister/" + purpose.encode("ascii") + b"\0" + message
+
+
+def _signed_part(message: WireMessage) -> bytes:
+    """What travels, without its signature."""
+    document = json.loads(encode(message))
+    document.pop("signature", None)
+    return canonical_json(document)

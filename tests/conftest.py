@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from core.wire.channel import require_tls13
+
 # Before any test module imports a library that reads them.
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -17,6 +19,7 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     OMP_NUM_THREADS="1",  # tiny models: threads would wait for each other, 20 times as long
 )
+require_tls13()
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("exploring", derandomize=False, deadline=None)

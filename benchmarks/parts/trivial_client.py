@@ -114,6 +114,7 @@ def run_cloister(clients: int, rounds: int, workers: float, folder: Path) -> tup
             privacy=config.privacy,
             proximal_mu=0.0,
             num_rounds=num_rounds,
+            update_encoding="fp32",
         )
         roster = dict(enumerate(config.sites, start=1))
         final = Final()

@@ -26,6 +26,7 @@ TERMS = TrainingTerms(
     privacy=PrivacySection(target_epsilon=8.0),
     proximal_mu=0.5,
     num_rounds=20,
+    update_encoding="fp32",
 )
 HEAD = LedgerHead(sequence=3, digest="3" * 64)
 TASK = TrainTask(

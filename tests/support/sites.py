@@ -34,6 +34,7 @@ from core.messages import (
     encode,
 )
 from core.model import ModelConfig
+from core.update_codec import encode_update
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 # What a liar makes of the honest reply's content.
@@ -73,6 +74,7 @@ def terms_of(config: FederationConfig, initial: Arrays) -> TrainingTerms:
         privacy=config.privacy,
         proximal_mu=config.strategy.proximal_mu,
         num_rounds=config.federation.num_rounds,
+        update_encoding=config.transport.update_encoding,
     )
 
 
@@ -113,7 +115,10 @@ def honest_update(arrays: Arrays, site: str, server_round: int) -> dict[str, npt
 
 
 def reply_content(task: TrainTask, arrays: Arrays, sequence: int, **changes: Any) -> RecordDict:
-    """The content of a reply to ``task``; ``changes`` replace fields of the ``TrainReply``."""
+    """The content of a reply to ``task``; ``changes`` replace fields of the ``TrainReply``.
+
+    ``arrays`` are what travels: encoded already.
+    """
     fields: dict[str, Any] = {
         "run_id": task.run_id,
         "server_round": task.server_round,
@@ -187,5 +192,6 @@ class Sites:
         arrays = from_record(record, manifest_of(self.initial))
         if arrays_digest(arrays) != task.arrays_digest:
             raise ValueError("expected the weights that the task names")
-        update = honest_update(arrays, task.site, task.server_round)
+        new = honest_update(arrays, task.site, task.server_round)
+        update = encode_update(new, arrays, task.terms.update_encoding)
         return reply_content(task, update, self.ledgers[task.site])

@@ -208,3 +208,15 @@ def test_of_two_equal_orders_at_once_one_is_run(tmp_path: Path) -> None:
         outcomes = sorted(threads.map(attempt, range(4)))
     assert outcomes == ["refused", "refused", "refused", "run"]
     assert entries(at_work) == ["open", "reserve", "settle"]
+
+
+def test_a_released_workshop_builds_the_same_model_again(tmp_path: Path) -> None:
+    """Between runs nothing of a model is kept, and the next run does not notice."""
+    at_work = make_site(tmp_path)
+    first = at_work.workshop.model(at_work.order.terms)
+    before = {name: p.detach().clone() for name, p in first.named_parameters()}
+    run(at_work)
+    at_work.workshop.release()
+    second = at_work.workshop.model(at_work.order.terms)
+    assert second is not first
+    assert all((p == before[name]).all() for name, p in second.named_parameters())

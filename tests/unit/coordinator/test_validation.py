@@ -1,3 +1,4 @@
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from coordinator.validation import (
     RejectedReply,
     ReplyRules,
     SiteRefusal,
+    ValidReply,
     sort_replies,
     update_norm,
     validate_reply,
@@ -19,6 +21,7 @@ from coordinator.validation import (
 from core.digests import arrays_digest
 from core.errors import MessageError
 from core.messages import LedgerHead, TrainTask
+from core.update_codec import UpdateEncoding, decode_update, encode_update
 from tests.support.lies import LIES
 from tests.support.messages import TERMS
 from tests.support.sites import INITIAL, honest_update, refusal_content, reply_content
@@ -40,8 +43,15 @@ def _task(site: str = "liar", **changes: Any) -> TrainTask:
     return TrainTask(**(fields | changes))
 
 
-def _rules(max_update_norm: float | None = 50.0, *, verify_digest: bool = True) -> ReplyRules:
-    return ReplyRules.of(INITIAL, max_update_norm=max_update_norm, verify_digest=verify_digest)
+def _rules(
+    max_update_norm: float | None = 50.0,
+    *,
+    verify_digest: bool = True,
+    encoding: UpdateEncoding = "fp32",
+) -> ReplyRules:
+    return ReplyRules.of(
+        INITIAL, encoding=encoding, max_update_norm=max_update_norm, verify_digest=verify_digest
+    )
 
 
 def _sent(node: int = 5) -> Message:
@@ -204,6 +214,82 @@ def test_the_norm_is_over_all_arrays_and_blocks() -> None:
     )
 
     assert update_norm(new, old) == pytest.approx(np.linalg.norm(flat), rel=1e-12)
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "int8"])
+def test_an_encoded_update_arrives_as_weights(encoding: UpdateEncoding) -> None:
+    task, new = _task(), honest_update(INITIAL, "liar", 2)
+    update = encode_update(new, INITIAL, encoding)
+
+    valid = validate_reply(_reply(reply_content(task, update, 5)), task, _rules(encoding=encoding))
+
+    assert isinstance(valid, ValidReply)
+    assert valid.reply.arrays_digest == arrays_digest(update) != arrays_digest(valid.arrays)
+    expected = decode_update(update, INITIAL, encoding)
+    for name, array in valid.arrays.items():
+        assert array.tobytes() == expected[name].tobytes()
+        np.testing.assert_allclose(array, new[name], atol=0.02)
+
+
+def _changed(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(update: dict[str, Any]) -> None:
+        update[name].reshape(-1)[0] = value
+
+    return change
+
+
+ENCODED_LIES: Mapping[str, tuple[UpdateEncoding, Callable[[dict[str, Any]], None], str]] = {
+    "bf16 NaN": ("bf16", _changed("head.weight", 0x7FC1), "got NaN or infinity in head.weight"),
+    "bf16 infinity": ("bf16", _changed("scale", 0xFF80), "got NaN or infinity in scale"),
+    "bf16 huge": ("bf16", _changed("scale", 0x7149), "expected an update of norm at most 50"),
+    "bf16 missing": ("bf16", lambda update: update.pop("scale"), "missing 'scale'"),
+    "int8 steps": ("int8", _changed("head.weight", -128), "got -128 in head.weight"),
+    "int8 negative": ("int8", _changed("scale.scale", -1), "finite and not negative"),
+    "int8 NaN": ("int8", _changed("scale.scale", np.nan), "finite and not negative"),
+    "int8 infinity": ("int8", _changed("head.weight.scale", np.inf), "finite and not negative"),
+    "int8 huge": ("int8", _changed("scale.scale", 1e30), "expected an update of norm at most 50"),
+    "int8 overflow": ("int8", _changed("scale.scale", 3e38), "expected finite weights"),
+    "int8 no scales": ("int8", lambda update: update.pop("scale.scale"), "missing 'scale.scale'"),
+    "int8 more scales": (
+        "int8",
+        lambda update: update.update({"scale.scale": np.ones(2, np.float32)}),
+        "expected scale.scale of shape (1,), got (2,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENCODED_LIES)
+def test_each_lie_about_an_encoded_update_says_what_was_expected(name: str) -> None:
+    encoding, lie, expected = ENCODED_LIES[name]
+    task = _task()
+    update = encode_update(honest_update(INITIAL, "liar", 2), INITIAL, encoding)
+    lie(update)
+
+    with pytest.raises(MessageError) as caught:
+        validate_reply(_reply(reply_content(task, update, 5)), task, _rules(encoding=encoding))
+
+    assert expected in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected", "message"),
+    [
+        ("fp32", "bf16", "expected head.bias as uint16 in numpy.ndarray, got 'float32'"),
+        ("bf16", "fp32", "expected head.bias as float32 in numpy.ndarray, got 'uint16'"),
+        ("fp32", "int8", "missing 'head.bias.scale'"),
+        ("int8", "bf16", "unknown 'head.bias.scale'"),
+    ],
+)
+def test_another_encoding_than_the_task_s_is_refused(
+    sent: UpdateEncoding, expected: UpdateEncoding, message: str
+) -> None:
+    task = _task()
+    update = encode_update(INITIAL, INITIAL, sent)
+
+    with pytest.raises(MessageError) as caught:
+        validate_reply(_reply(reply_content(task, update, 5)), task, _rules(encoding=expected))
+
+    assert message in caught.value.message
 
 
 ARRAYS = st.builds(

@@ -1,5 +1,6 @@
 """Canonical JSON and digests: equal for the same, different for anything else."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.digests import DigestMemory, arrays_digest, canonical_json, json_digest, sha256_hex
+from core.digests import (
+    ArraysDigest,
+    DigestMemory,
+    arrays_digest,
+    canonical_json,
+    json_digest,
+    sha256_hex,
+)
 from core.errors import MessageError
 
 JSON = st.recursive(
@@ -194,3 +202,21 @@ def test_the_memory_keeps_the_bytes_so_that_their_address_is_not_used_again() ->
         arrays = _over_bytes({"a": np.full(50_000, value, np.float32)})
         assert memory.digest(arrays) == arrays_digest(arrays)
         del arrays
+
+
+@given(st.lists(st.integers(0, 24)), st.sampled_from(["<f4", ">f4", "<u2", "i1"]))
+def test_the_pieces_of_a_digest_do_not_matter(cuts: list[int], dtype: str) -> None:
+    arrays = {"a": np.arange(3, dtype="<f4"), "b": np.arange(6, dtype=dtype).reshape(2, 3)}
+    digest = ArraysDigest()
+    for name, array in arrays.items():
+        digest.begin(name, array.dtype, array.shape)
+        data = array.astype(array.dtype.newbyteorder("<")).tobytes()
+        edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+        for start, end in itertools.pairwise(edges):
+            digest.update(memoryview(data)[start:end])
+    assert digest.hexdigest() == digest.digest().hex() == arrays_digest(arrays)
+
+
+def test_a_digest_of_pieces_refuses_what_is_no_number() -> None:
+    with pytest.raises(MessageError, match="expected an array of numbers or booleans for 'a', got"):
+        ArraysDigest().begin("a", np.dtype("O"), (1,))

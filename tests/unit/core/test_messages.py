@@ -55,7 +55,9 @@ def all_keys(value: Any) -> Iterator[str]:
 
 
 def test_there_is_an_example_of_every_message() -> None:
-    assert set(KINDS) == set(WireMessage.__subclasses__())
+    # Those of identity and control stand in test_wire_documents.py.
+    kinds = {k for k in WireMessage.__subclasses__() if k.__module__ == WireMessage.__module__}
+    assert set(KINDS) == kinds
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=ids)

@@ -1,0 +1,169 @@
+"""The sites of a simulation: their data, policies and ledgers, opened before any training."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from client.site import Site, TestRandomness, check_size, fresh_randomness
+from core.blueprint import Blueprint
+from core.config import (
+    DataSection,
+    EvaluationSection,
+    FederationConfig,
+    MemberSection,
+    PolicySection,
+    SimulationSection,
+    SiteConfig,
+)
+from core.config_files import load_config
+from core.data.dataset import TokenizedDataset
+from core.data.partition import partition
+from core.data.records import RecordSource
+from core.data.sources import open_source
+from core.errors import ConfigError
+from core.messages import TrainingTerms
+from privacy.ledger import Ledger
+
+
+def simulation_of(config: FederationConfig, path: Path) -> SimulationSection:
+    """How the sites of the federation's file at ``path`` are played.
+
+    Raises:
+        ConfigError: The file does not say.
+    """
+    if config.simulation is None:
+        raise ConfigError(
+            f"expected a section [simulation] in {path}, got none",
+            hint="name a site file for each site, or a data file to cut",
+        )
+    return config.simulation
+
+
+def chosen_members(config: FederationConfig, simulation: SimulationSection) -> list[MemberSection]:
+    """The members to simulate, by name.
+
+    Raises:
+        ConfigError: A name in ``simulation.only`` is no member's.
+    """
+    names = {site.name for site in config.sites}
+    if unknown := sorted(set(simulation.only) - names):
+        raise ConfigError(
+            f"expected simulation.only to name sites of the federation, got {', '.join(unknown)}",
+            hint=f"the sites are {', '.join(sorted(names)[:8])}",
+        )
+    chosen = set(simulation.only) or names
+    return sorted((s for s in config.sites if s.name in chosen), key=lambda s: s.name)
+
+
+def open_sites(
+    config: FederationConfig,
+    simulation: SimulationSection,
+    members: list[MemberSection],
+    blueprint: Blueprint,
+    terms: TrainingTerms,
+    folder: Path,
+) -> dict[str, Site]:
+    """Opens the data of ``members``, so that whatever is wrong with it shows before training.
+
+    Args:
+        config: The federation's file.
+        simulation: Its section.
+        members: The sites to open.
+        blueprint: How the model is built.
+        terms: What whoever simulates the sites approves in their name.
+        folder: The run's folder; ledgers lie in it, unless a site's file says otherwise.
+
+    Raises:
+        CloisterError: A site's file or data cannot be used, or holds too many records.
+    """
+    if simulation.partition is not None:
+        _check_public(config.evaluation, [simulation.partition.data])
+        parts = _cut(config, simulation)
+        policies = dict.fromkeys(parts, simulation.partition.policy)
+        ledgers = {name: Path("ledger.sqlite") for name in parts}
+    else:
+        files = [load_config(SiteConfig, path) for path in simulation.site_files]
+        by_name = {file.site.name: file for file in files}
+        if missing := sorted({m.name for m in members} - set(by_name)):
+            raise ConfigError(
+                f"expected a site file for each site, got none for {', '.join(missing)}",
+                hint="add it to simulation.site_files, or name others in simulation.only",
+            )
+        labels = config.task.labels
+        chosen = [by_name[member.name] for member in members]
+        _check_public(config.evaluation, [file.data for file in chosen])
+        parts = {file.site.name: open_source(file.data, labels=labels) for file in chosen}
+        policies = {file.site.name: file.policy for file in chosen}
+        ledgers = {file.site.name: file.ledger.path for file in chosen}
+    sites = {
+        member.name: _site(
+            member,
+            TokenizedDataset(parts[member.name], blueprint.task),
+            _approve(policies[member.name], simulation, terms),
+            folder / "sites" / member.name / ledgers[member.name],
+            simulation,
+        )
+        for member in members
+    }
+    if terms.privacy.mode != "none":
+        for site in sites.values():
+            check_size(site)
+    return sites
+
+
+def _check_public(evaluation: EvaluationSection, private: Sequence[DataSection]) -> None:
+    """Metrics of the holdout leave without noise."""
+    public = evaluation.holdout
+    if public and any((d.path, d.hospital) == (public.path, public.hospital) for d in private):
+        raise ConfigError(
+            "expected a public holdout, got the records that a site trains on",
+            hint="evaluation.holdout needs records of its own; its metrics are not private",
+        )
+
+
+def _cut(config: FederationConfig, simulation: SimulationSection) -> dict[str, RecordSource]:
+    """One data file, cut into all the federation's sites."""
+    cut = simulation.partition
+    if cut is None:
+        raise ConfigError("expected [simulation.partition], got none")
+    source = open_source(cut.data, labels=config.task.labels)
+    names = sorted(site.name for site in config.sites)
+    parts = partition(
+        source,
+        len(names),
+        scheme=cut.scheme,
+        alpha=cut.alpha,
+        column=cut.column,
+        seed=config.federation.seed,
+    )
+    return dict(zip(names, parts, strict=True))
+
+
+def _approve(
+    policy: PolicySection, simulation: SimulationSection, terms: TrainingTerms
+) -> PolicySection:
+    """What whoever simulates a site approves in its name; a list of tasks in its file stands."""
+    approved = {
+        "allowed_tasks": policy.allowed_tasks or (terms.digest(),),
+        "allow_non_private": policy.allow_non_private or simulation.allow_non_private,
+        "allow_test_noise": policy.allow_test_noise or simulation.test_noise_key is not None,
+    }
+    return policy.model_copy(update=approved)
+
+
+def _site(
+    member: MemberSection,
+    data: TokenizedDataset,
+    policy: PolicySection,
+    ledger: Path,
+    simulation: SimulationSection,
+) -> Site:
+    key = simulation.test_noise_key
+    return Site(
+        name=member.name,
+        policy=policy,
+        data=data,
+        open_ledger=partial(Ledger.open, ledger, site=member.name),
+        randomness=fresh_randomness if key is None else TestRandomness(bytes.fromhex(key)),
+        num_examples=member.num_examples,
+    )

@@ -1,0 +1,71 @@
+"""``cloister coordinator export``: a run's sealed result in the clear."""
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+from coordinator.curves import write_curves
+from coordinator.planning import leave_model
+from coordinator.run_directory import CHECKPOINTS, SUMMARY_FILE, TERMS_FILE
+from coordinator.run_record import RECORD_FILE, RUN_FILE, read_header
+from coordinator.service.folder import CoordinatorFolder
+from coordinator.service.run_queue import RunQueue
+from coordinator.state import restore_state
+from core.blueprint import make_blueprint
+from core.config import FederationConfig
+from core.config_files import parse_config
+from core.errors import CheckpointError, ServiceError
+from core.parameters import to_arrays
+
+_FILES: Final = (RUN_FILE, TERMS_FILE, RECORD_FILE, SUMMARY_FILE)
+
+
+def export_run(folder: CoordinatorFolder, run_id: str, output: Path) -> int:
+    """Writes what ``cloister simulate`` would have left.
+
+    Args:
+        folder: The coordinator's.
+        run_id: A run that has ended.
+        output: A new folder.
+
+    Returns:
+        The rounds that are in the model.
+
+    Raises:
+        ServiceError: The run has not ended, or ``output`` cannot be used.
+        CheckpointError: There is no checkpoint, or it is damaged.
+        VaultError: The vault's key is another one.
+    """
+    with folder.store() as store:
+        state = RunQueue(store).get(run_id).status.state
+    if state in ("queued", "running"):
+        raise ServiceError(
+            f"expected a run that has ended, got one that is {state}",
+            hint="wait for it, or end it: cloister coordinator stop --run",
+        )
+    run = folder.run(run_id)
+    header = read_header(run / RUN_FILE)
+    config = parse_config(FederationConfig, header["config"], origin=str(run / RUN_FILE))
+    blueprint = make_blueprint(config)
+    initial = to_arrays(blueprint.build())
+    restored = restore_state(run / CHECKPOINTS, run_id, initial, seal=folder.vault())
+    if restored is None:
+        raise CheckpointError(f"expected a checkpoint of run {run_id}, got none")
+    _copy(run, output)
+    leave_model(output, config, blueprint, restored.arrays, run_id=run_id)
+    write_curves(output)
+    return restored.server_round
+
+
+def _copy(run: Path, output: Path) -> None:
+    try:
+        output.mkdir(parents=True)
+        for name in _FILES:
+            if (run / name).exists():
+                shutil.copyfile(run / name, output / name)
+    except FileExistsError as error:
+        raise ServiceError(
+            f"expected no folder at {output} yet, got one", hint="choose another --output"
+        ) from error
+    except OSError as error:
+        raise ServiceError(f"cannot write {output}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""The wire between coordinator and site: contract, strict parsing, transfers, sessions."""

@@ -1,0 +1,1 @@
+"""Who is who in a federation: certificates, enrolment and the signed roster. No network here."""

@@ -82,7 +82,7 @@ def measure_idle(report: Report, folder: Path, *, quick: bool) -> None:
     found, _ = exchange("idle", folder, sites=100, count=10 if quick else 60)
     report.add("idle_100_sites_cpu_percent", [found["percent"]], "%", at_most=2)
     report.notes.append(
-        f"idle: {found['sites']} open sessions, heartbeats both ways every 5 s; coordinator's "
+        f"idle: {found['sites']} open sessions, heartbeats both ways every 7 s; coordinator's "
         f"peak RSS {found['peak_rss'] / MEGABYTE:.0f} MB"
     )
 

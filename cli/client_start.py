@@ -20,6 +20,7 @@ from client.service import Arrived, SiteService
 from client.session_io import Stream
 from core.config import SiteConfig
 from core.config_files import load_config
+from core.process import no_core_dumps
 from core.wire.documents import Invitation
 from privacy.identities.clock import utc_now
 
@@ -35,6 +36,7 @@ def run_start(options: argparse.Namespace) -> int:
         CloisterError: Whatever keeps the site from starting.
     """
     log_json_lines(options.verbose)
+    no_core_dumps()
     config = load_config(SiteConfig, options.config, options.overrides)
     installation = Installation.read(options.config, config)
     identity = IdentityFolder(config.identity)

@@ -9,6 +9,7 @@ from typing import Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from coordinator.service.access import Access
 from coordinator.service.asking import ask_service
@@ -114,7 +115,7 @@ def _follow(access: Access, run_id: str) -> RunStatus:
                 return found[0]
             line = f"{found[0].state}: round {found[0].server_round} of {found[0].num_rounds}"
         if line != shown:
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, markup=False)
             shown = line
         time.sleep(_FOLLOW_SECONDS)
 
@@ -170,7 +171,8 @@ def _print_tables(report: StatusReport) -> None:
             run.run_id,
             run.state,
             f"{run.server_round}/{run.num_rounds}",
-            run.reason,
-            "\n".join(run.refusals),
+            # Text: a site says why it refuses, and brackets in that are no markup.
+            Text(run.reason),
+            Text("\n".join(run.refusals)),
         )
     console.print(runs)

@@ -24,17 +24,15 @@ from cli.simulated_sites import chosen_members, open_sites, simulation_of
 from client.flower_engine import Settings, build_engine_client_app
 from client.site import Site, Workshop
 from coordinator.curves import write_curves
-from coordinator.evaluation import open_evaluator
 from coordinator.events import SilentEvents
 from coordinator.flower_engine import build_engine_server_app
+from coordinator.planning import leave_model, make_plan, training_device
 from coordinator.rounds import RunPlan
 from core.blueprint import Blueprint, make_blueprint, training_terms
 from core.config import FederationConfig, MemberSection, SimulationSection
 from core.config_files import load_config
 from core.errors import ConfigError
 from core.messages import TrainingTerms
-from core.model_folder import save_model
-from core.parameters import load_arrays, to_arrays
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,12 @@ class _Federation:
 
 def _plan(run_config: Settings) -> tuple[RunPlan, Path]:
     federation, folder = _open(_path(run_config, "federation", EMBEDDED)), _folder(run_config)
-    plan = RunPlan(
-        config=federation.config,
-        terms=federation.terms,
-        initial_arrays=to_arrays(federation.blueprint.build()),
-        roster=dict(enumerate(federation.members, start=1)),
-        evaluator=open_evaluator(federation.config, federation.blueprint, federation.device),
+    plan = make_plan(
+        federation.config,
+        federation.blueprint,
+        federation.terms,
+        federation.members,
+        device=federation.device,
         events=_Results(federation, folder),
     )
     return plan, folder
@@ -85,11 +83,8 @@ class _Results(SilentEvents):
 
     def run_finished(self, summary: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         """Writes model and curves."""
-        blueprint = self._federation.blueprint
-        model = blueprint.build()
-        load_arrays(model, dict(arrays))
-        config, run_id = self._federation.config, summary["run_id"]
-        save_model(self._folder / "model", model, config, blueprint, run_id=run_id)
+        federation, run_id = self._federation, summary["run_id"]
+        leave_model(self._folder, federation.config, federation.blueprint, arrays, run_id=run_id)
         write_curves(self._folder)
 
 
@@ -104,7 +99,7 @@ def _open(path: Path) -> _Federation:
         blueprint,
         training_terms(config, blueprint),
         tuple(chosen_members(config, simulation)),
-        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        training_device(),
     )
 
 

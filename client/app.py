@@ -12,8 +12,9 @@ from client.outbox import Outbox
 from client.site import Site, Workshop
 from core.array_codec import Encoded, Manifest, decode_arrays, encode_arrays
 from core.errors import CloisterError, MessageError, RefusedError, RoundFailedError
-from core.messages import MAX_TEXT, Refusal, TrainReply, TrainTask, decode, encode
+from core.messages import MAX_TEXT, Refusal, TrainReply, TrainTask, encode
 from core.parameters import Arrays
+from core.task_codec import decode_task
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def _answer(
 
 def read_order(content: RecordDict) -> TrainTask:
     """The order in a message, or MessageError."""
-    return decode(TrainTask, _record(content, "task", ConfigRecord).get("task"))
+    return decode_task(_record(content, "task", ConfigRecord).get("task"))
 
 
 def read_arrays(content: RecordDict, manifest: Manifest) -> Arrays:
@@ -92,10 +93,17 @@ def reply_content(result: RoundResult) -> RecordDict:
     return _travelling(result.reply, encode_arrays(result.arrays))
 
 
+def _array(fields: Encoded) -> Array:
+    """Past Array.__init__, which takes longer to find out what it was given than all else here."""
+    array = Array.__new__(Array)
+    array.__dict__.update(zip(fields._fields, fields, strict=True))
+    return array
+
+
 def _travelling(reply: TrainReply, arrays: Mapping[str, Encoded]) -> RecordDict:
     record = ArrayRecord()
     for name, fields in arrays.items():
-        record[name] = Array(*fields)
+        record[name] = _array(fields)
     return RecordDict({"reply": ConfigRecord({"reply": encode(reply)}), "arrays": record})
 
 

@@ -59,10 +59,14 @@ def call(channel: Any, method: str, request: WireMessage, kind: type[Reply]) -> 
     return decode(kind, decode_document(answer))
 
 
+# Long enough for why a TLS handshake failed, which gRPC says last.
+_MAX_DETAILS: Final = 400
+
+
 def error_of(error: Any) -> CloisterError:
     """What gRPC says, by name; of the peer's own words only short, printable ones."""
     code = error.code()
-    details = ascii((error.details() or "")[:200])[1:-1]
+    details = ascii((error.details() or "")[:_MAX_DETAILS])[1:-1]
     if code in _REFUSED:
         return IdentityError(
             f"the coordinator refuses this site: {details}",

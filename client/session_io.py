@@ -20,7 +20,7 @@ from core.wire.frames import Challenge, Frame, Goodbye, Heartbeat, decode_frame,
 from core.wire.session import Session
 from core.wire.transfer import Envelope, frames_of
 
-HEARTBEAT_SECONDS: Final = 5.0
+HEARTBEAT_SECONDS: Final = 7.0
 _READ_AHEAD: Final = 16
 _LEAVE_SECONDS: Final = 2.0
 _PROBE_SECONDS: Final = 10.0

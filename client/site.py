@@ -113,7 +113,7 @@ class Workshop:
         Raises:
             TokenizerError: The sites do not share a tokenizer.
             CheckpointError: The initial weights here differ from the coordinator's.
-            ConfigError: The task, or what is frozen, is not what was installed here.
+            ConfigError: The task, or what is trained, is not what was installed here.
         """
         if terms.tokenizer_digest != self.blueprint.tokenizer_digest:
             raise TokenizerError(
@@ -126,9 +126,11 @@ class Workshop:
                 f"expected initial weights {terms.base_digest[:16]}..., got {self._digest[:16]}...",
                 hint="install the same configuration, checkpoint and versions at every site",
             )
-        if (terms.task, terms.train.freeze) != (self.blueprint.section, self.blueprint.frozen):
+        blueprint = self.blueprint
+        installed = (blueprint.section, blueprint.frozen, blueprint.lora)
+        if (terms.task, terms.train.freeze, terms.train.lora) != installed:
             raise ConfigError(
-                "expected the task and the frozen parameters that are installed here, got others",
+                "expected the task and the trained parameters that are installed here, got others",
                 hint="install the same configuration at every site",
             )
         if not hasattr(self._thread, "model"):

@@ -6,9 +6,10 @@ process that its engine started.
 
 import logging
 import time
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
-from flwr.app import DEFAULT_TTL, Error, Message, Metadata, RecordDict
+from flwr.app import DEFAULT_TTL, Array, Error, Message, Metadata, RecordDict
 from flwr.app.message.message import make_message
 from flwr.common.constant import ErrorCode
 from flwr.supercore.run import Run
@@ -56,6 +57,14 @@ def empty_run(run_id: int) -> Run:
     return Run.create_empty(run_id)
 
 
+def array_of(fields: Mapping[str, Any]) -> Array:
+    """``Array(**fields)``, past a constructor that takes longer to find out what it was given than
+    all else in a small order."""
+    array = Array.__new__(Array)
+    array.__dict__.update(fields)
+    return array
+
+
 def quiet_flower() -> None:
     """Keeps Flower's progress lines off stderr; its warnings stay."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -67,6 +76,7 @@ __all__ = [
     "NODE_UNAVAILABLE",
     "REPLY_REJECTED",
     "Run",
+    "array_of",
     "empty_run",
     "error_reply",
     "instruction",

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from coordinator.payload import share_record
 from core.config import MAX_BATCH_RATIO, FederationConfig, MemberSection, StrategySection
 from core.messages import DpSgdTerms, LedgerHead, TrainingTerms, TrainTask, encode
+from core.task_codec import encode_task
 from privacy.accounting import calibrate_noise_multiplier
 
 # Keeps this stream apart from the others that start from the federation's public seed.
@@ -93,9 +94,11 @@ class Desk:
     terms: TrainingTerms
     dp_sgd: Mapping[str, DpSgdTerms | None]
     task_digest: str = field(init=False)
+    _encoded_terms: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task_digest", self.terms.digest())
+        object.__setattr__(self, "_encoded_terms", encode(self.terms))
 
     def task(
         self,
@@ -120,9 +123,15 @@ class Desk:
             ledger_witness=witness,
         )
 
+    def content(self, task: TrainTask, arrays: ArrayRecord) -> RecordDict:
+        """``task_content`` of an order of this desk."""
+        return _content(encode_task(task, self._encoded_terms), arrays)
+
 
 def task_content(task: TrainTask, arrays: ArrayRecord) -> RecordDict:
     """The message's content; each node gets records of its own, for a client may change them."""
-    return RecordDict(
-        {"task": ConfigRecord({"task": encode(task)}), "arrays": share_record(arrays)}
-    )
+    return _content(encode(task), arrays)
+
+
+def _content(task: bytes, arrays: ArrayRecord) -> RecordDict:
+    return RecordDict({"task": ConfigRecord({"task": task}), "arrays": share_record(arrays)})

@@ -22,7 +22,7 @@ from flwr.app import MessageType
 from flwr.serverapp import Grid
 
 from coordinator.events import RoundEvents, SilentEvents
-from coordinator.orders import Desk, cohort_size, dp_sgd_terms, sampling_order, task_content
+from coordinator.orders import Desk, cohort_size, dp_sgd_terms, sampling_order
 from coordinator.payload import to_record
 from coordinator.run_directory import RunDirectory, versions
 from coordinator.run_record import Metrics, RoundResult
@@ -248,7 +248,11 @@ class _RoundLoop:
         # One by one: the first sites work while the last messages are written.
         messages = (
             self._grid.create_message(
-                task_content(task, record), MessageType.TRAIN, node, str(server_round), timeout
+                self._desk.content(task, record),
+                MessageType.TRAIN,
+                node,
+                str(server_round),
+                timeout,
             )
             for node, task in tasks.items()
         )
@@ -286,7 +290,10 @@ class _RoundLoop:
         metrics = self._evaluate(state)
         result = replace(state.result, metrics=metrics)
         line = result.line()
-        self._run.append(line.pop("kind"), **line)
+        # The line of a round that is not the last is synced with the next attempt's: without it,
+        # a run that goes on finds the checkpoint and writes it again.
+        last = state.server_round == self._plan.config.federation.num_rounds
+        self._run.append(line.pop("kind"), sync=last, **line)
         self._plan.events.round_finished(result)
 
     def _evaluate(self, state: RunState) -> Metrics | None:

@@ -2,7 +2,7 @@
 
 run.json       configuration, digests and versions; written once
 terms.json     each site's privacy constants; written once, so that every round has the same
-record.jsonl   one line an event, appended and fsynced; nothing is ever rewritten
+record.jsonl   one line an event, appended; nothing is ever rewritten
 summary.json   the result, written when the run ends or stops
 checkpoints/   see core.checkpoints; sealed where the coordinator is a service
 run.lock       held while a coordinator writes here
@@ -142,23 +142,29 @@ class RunDirectory:
         """What the record says so far."""
         return RunRecord(self.header, list(self._lines))
 
-    def append(self, kind: str, **fields: Any) -> None:
-        """Appends a line; it is on the disk when this returns.
+    def append(self, kind: str, *, sync: bool = True, **fields: Any) -> None:
+        """Appends a line; it is on the disk when this returns, with all lines before it.
+
+        Args:
+            kind: The line's kind.
+            sync: False for a line that can be made again: a machine that stops may lose it, and
+                a process that is killed does not. It is on the disk with the next that is synced.
+            fields: What else the line says.
 
         Raises:
             RunError: The disk cannot be written.
         """
-        line = {"kind": kind, **fields}
+        line = canonical_json({"kind": kind, **fields})
         path = self.folder / RECORD_FILE
         try:
             with path.open("ab", buffering=0) as file:
-                data = canonical_json(line) + b"\n"
-                if file.write(data) != len(data):
+                if file.write(line + b"\n") != len(line) + 1:
                     raise OSError(0, "the disk is full")
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
         except OSError as error:
             raise RunError(f"cannot append to {path}: {error.strerror}") from error
-        self._lines.append(json.loads(canonical_json(line)))
+        self._lines.append(json.loads(line))
 
     def terms(self, compute: Callable[[], SiteTerms]) -> SiteTerms:
         """The run's privacy constants by site: computed when it begins, and kept.

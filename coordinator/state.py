@@ -79,7 +79,7 @@ def restore_state(
     Raises:
         CheckpointError: The newest checkpoint is damaged.
         VaultError: It was sealed with another key, or altered.
-        RunError: It is another run's, or another model's.
+        RunError: It is another run's, another model's or another round's.
     """
     newest = newest_checkpoint(root)
     if newest is None:
@@ -101,6 +101,12 @@ def restore_state(
         raise RunError(f"expected a checkpoint of run {run_id} at {newest}, got one of {found}")
     if _shapes(state.arrays) != _shapes(initial_arrays):
         raise RunError(f"expected the arrays of this model at {newest}, got others")
+    if newest != checkpoint_folder(root, state.server_round):
+        raise RunError(
+            f"expected the checkpoint of round {state.server_round} under its own name, "
+            f"got it as {newest}",
+            hint="somebody renamed a checkpoint: the newest one is not to be trusted",
+        )
     return state
 
 

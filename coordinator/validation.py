@@ -23,6 +23,9 @@ from core.update_codec import UpdateEncoding, decode_update, reply_manifest
 
 # Blocks of an update's norm, in elements: float64 differences that stay in the cache.
 _BLOCK: Final = 65_536
+# Strategies square what they are given, in fp32: one larger number, and a moment is infinite for
+# ever after. No honest weight comes near it.
+_LARGEST: Final = 2.0**60
 
 Fp32Arrays = Mapping[str, npt.NDArray[np.float32]]
 
@@ -144,8 +147,9 @@ def validate_reply(
 
     Guarantees:
         A ``ValidReply`` answers this very task (run, round, attempt, site, terms), holds exactly
-        the trained arrays, decoded to fp32, all finite, within ``max_update_norm`` of the global
-        weights, and nothing else: a record that was not asked for could carry anything.
+        the trained arrays, decoded to fp32, all finite and of sizes that can be squared, within
+        ``max_update_norm`` of the global weights, and nothing else: a record that was not asked
+        for could carry anything.
 
     Raises:
         MessageError: Anything else, with what was expected and what was found.
@@ -236,16 +240,31 @@ def _check_ledger(reply: TrainReply, task: TrainTask) -> None:
 
 
 def _check_update(arrays: Fp32Arrays, rules: ReplyRules) -> None:
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise MessageError(f"expected finite weights, got NaN or infinity in {name}")
     if rules.max_update_norm is None:
+        _check_sizes(arrays, _LARGEST)
         return
     norm = update_norm(arrays, rules.global_arrays)
-    if norm > rules.max_update_norm:
-        raise MessageError(
-            f"expected an update of norm at most {rules.max_update_norm:g}, got {norm:.4g}"
-        )
+    limit = min(rules.max_update_norm, _LARGEST)
+    if not norm <= limit:  # nor is NaN, which one weight that is not finite makes of the norm
+        _check_sizes(arrays, math.inf)
+        raise MessageError(f"expected an update of norm at most {limit:g}, got {norm:.4g}")
+
+
+def _check_sizes(arrays: Fp32Arrays, limit: float) -> None:
+    for name, array in arrays.items():
+        largest = _largest(array)
+        if not math.isfinite(largest):
+            raise MessageError(f"expected finite weights, got NaN or infinity in {name}")
+        if largest > limit:
+            raise MessageError(f"expected weights of at most {limit:g}, got larger ones: {name}")
+
+
+def _largest(array: npt.NDArray[np.float32]) -> float:
+    """The largest magnitude; NaN where any element is: then it is both smallest and largest."""
+    if not array.size:
+        return 0.0
+    low, high = -float(array.min()), float(array.max())
+    return high if high > low else low
 
 
 def update_norm(

@@ -9,7 +9,7 @@ ever parsed.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -58,6 +58,11 @@ class ArraySpec:
     payload_bytes: int
     dtype: np.dtype[Any] = FP32
 
+    @cached_property
+    def dtype_name(self) -> str:
+        """What Flower calls the type; numpy works it out anew each time that it is asked."""
+        return str(self.dtype.name)
+
 
 Manifest = Mapping[str, ArraySpec]
 
@@ -88,9 +93,10 @@ def encode_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Encoded]:
         shape, dtype = tuple(arrays[name].shape), arrays[name].dtype.newbyteorder("<")
         if dtype not in _WIRE_DTYPES:
             raise MessageError(f"expected {name} as float32, uint16 or int8, got {dtype}")
+        spec = array_spec(shape, dtype)
         flat = np.ascontiguousarray(arrays[name], dtype=dtype).reshape(-1)
-        data = b"".join((array_spec(shape, dtype).header, flat.view(np.uint8).data))
-        encoded[name] = Encoded(dtype.name, shape, _STYPE, data)
+        data = b"".join((spec.header, flat.view(np.uint8).data))
+        encoded[name] = Encoded(spec.dtype_name, shape, _STYPE, data)
     return encoded
 
 
@@ -117,9 +123,9 @@ def decode_arrays(
 
 
 def _view(name: str, array: Received, spec: ArraySpec) -> npt.NDArray[Any]:
-    if array.stype != _STYPE or array.dtype != spec.dtype.name:
+    if array.stype != _STYPE or array.dtype != spec.dtype_name:
         raise MessageError(
-            f"expected {name} as {spec.dtype.name} in {_STYPE}, "
+            f"expected {name} as {spec.dtype_name} in {_STYPE}, "
             f"got {_shown(array.dtype)} in {_shown(array.stype)}"
         )
     if array.shape != spec.shape:
@@ -130,7 +136,7 @@ def _view(name: str, array: Received, spec: ArraySpec) -> npt.NDArray[Any]:
         raise MessageError(f"expected {spec.payload_bytes} bytes for {name}, got {size}")
     if not data.startswith(spec.header):
         raise MessageError(f"expected the header of {name} as numpy.save writes it, got another")
-    return np.frombuffer(data, dtype=spec.dtype, offset=len(spec.header)).reshape(spec.shape)
+    return np.ndarray(spec.shape, spec.dtype, buffer=data, offset=len(spec.header))
 
 
 def _some(names: set[str]) -> str:

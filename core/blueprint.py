@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from core.config import FederationConfig, PretrainedModel, TaskSection
 from core.errors import CheckpointError
+from core.lora import LoraConfig, add_lora
 from core.messages import TrainingTerms
 from core.model import Classifier, LanguageModel, ModelConfig, init_weights
 from core.parameters import base_digest, freeze
@@ -28,16 +29,19 @@ class Blueprint:
     frozen: tuple[str, ...]
     tokenizer_digest: str
     weights: Mapping[str, Tensor] | None = field(repr=False)
+    lora: LoraConfig | None = None
 
     def build(self) -> nn.Module:
         """A model with the run's initial weights; equal at every call.
 
         Raises:
-            ConfigError: The configuration does not fit the task, or ``freeze`` fits nothing.
+            ConfigError: The configuration does not fit the task, or ``freeze`` or a target of
+                ``lora`` fits nothing.
             CheckpointError: The pretrained weights do not fit.
         """
         model = self.task.build_model(self.config)
-        init_weights(model, torch.Generator().manual_seed(self.seed))
+        generator = torch.Generator().manual_seed(self.seed)
+        init_weights(model, generator)
         if self.weights is not None:
             if not isinstance(model, LanguageModel | Classifier):
                 raise CheckpointError(
@@ -46,6 +50,8 @@ class Blueprint:
                 )
             load_weights(model, self.weights)
         freeze(model, self.frozen)
+        if self.lora is not None:
+            add_lora(model, self.lora, generator)
         return model
 
 
@@ -65,6 +71,7 @@ def make_blueprint(config: FederationConfig) -> Blueprint:
         frozen=config.train.freeze,
         tokenizer_digest=tokenizer.digest(),
         weights=weights,
+        lora=config.train.lora,
     )
 
 

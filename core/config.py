@@ -107,7 +107,12 @@ class PrivacySection(Section):
     target_delta: float = Field(default=1e-5, gt=0, lt=0.1)
     """Delta; smaller than one over the number of records of any site."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """The L2 norm to which each example's gradient is clipped."""
+    """Bound on the L2 norm of what each example adds to a step's sum."""
+    clipping: Literal["flat", "per_layer", "automatic"] = "flat"
+    """How that bound is kept. ``flat``: an example's whole gradient is scaled down to it if it is
+    longer. ``per_layer``: each trained parameter's to an equal share, the bound over the root of
+    their number. ``automatic``: each example's whole gradient is normalised to it, so that the
+    bound becomes a part of the learning rate. The noise for one epsilon is the same."""
     gradient_mode: Literal["hooks", "ghost", "one_backward"] = "hooks"
     """How per-sample clipping is computed: Opacus hooks, Opacus ghost clipping, or one backward
     pass that computes no gradient but what is summed."""
@@ -454,7 +459,7 @@ class AuthoritySection(Section):
 class LivenessSection(Section):
     """When a site counts as away."""
 
-    heartbeat_seconds: float = Field(default=5.0, gt=0, le=15)
+    heartbeat_seconds: float = Field(default=7.0, gt=0, le=15)
     """Both sides send something at least this often."""
     silence_seconds: float = Field(default=15.0, gt=0, le=20)
     """A side that heard nothing for this long closes the session; a site that does not come back

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,10 @@ from core.errors import MessageError
 _Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 _Identity: TypeAlias = list[tuple[Any, ...]]
 
+_CANONICAL: Final = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+)
+
 
 def canonical_json(value: Any) -> bytes:
     """Encodes a JSON value with sorted keys, no spaces, ASCII only, and no NaN or infinity.
@@ -20,9 +24,7 @@ def canonical_json(value: Any) -> bytes:
     Source: the members of RFC 8785 that matter for our values (strings, integers, booleans,
     lists, objects); floats are written as Python's shortest round-trip form.
     """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    ).encode("ascii")
+    return _CANONICAL.encode(value).encode("ascii")
 
 
 def sha256_hex(data: bytes) -> str:

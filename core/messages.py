@@ -167,7 +167,13 @@ Wire = TypeVar("Wire", bound=WireMessage)
 
 def encode(message: WireMessage) -> bytes:
     """Canonical JSON with kebab-case keys."""
-    return canonical_json(_with_keys(message.model_dump(mode="json"), "_", "-"))
+    return canonical_json(wire_form(message))
+
+
+def wire_form(message: WireMessage, *, without: str = "") -> dict[str, Any]:
+    """The JSON object that travels, without the field ``without``."""
+    form: dict[str, Any] = _with_keys(message.model_dump(mode="json", exclude={without}), "_", "-")
+    return form
 
 
 def decode(kind: type[Wire], payload: Any) -> Wire:
@@ -188,7 +194,7 @@ def decode(kind: type[Wire], payload: Any) -> Wire:
         )
     try:
         # Decoded here: json.loads would guess at UTF-16 and UTF-32.
-        document = json.loads(payload.decode("utf-8"), object_pairs_hook=_from_wire)
+        document = _FROM_WIRE.decode(payload.decode("utf-8"))
         # By way of JSON: strict mode then takes arrays for tuples.
         return kind.model_validate_json(json.dumps(document))
     except ValidationError as error:
@@ -217,7 +223,10 @@ def _with_keys(value: Any, old: str, new: str) -> Any:
 
 
 def _from_wire(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [key.replace("-", "_") for key, _ in pairs]
-    if len(set(names)) != len(names) or any("_" in key for key, _ in pairs):
+    found = {key.replace("-", "_"): item for key, item in pairs}
+    if len(found) != len(pairs) or "_" in "".join([key for key, _ in pairs]):
         raise ValueError("a key is doubled or not in kebab-case")
-    return dict(zip(names, (item for _, item in pairs), strict=True))
+    return found
+
+
+_FROM_WIRE: Final = json.JSONDecoder(object_pairs_hook=_from_wire)

@@ -374,11 +374,12 @@ class Transformer(nn.Module):
 
     def _embed(self, tokens: Tensor, token_types: Tensor | None) -> Tensor:
         x = self.token_embedding(tokens)
-        # Ids are expanded to (B, T) before they are looked up: per-sample clipping takes the
-        # first dimension for the example, and ids (T,) go wrong without a word where B = T.
+        # Ids are (B, T) before they are looked up: per-sample clipping takes the first dimension
+        # for the example, and ids (T,) go wrong without a word where B = T. Not by expand():
+        # Opacus' ghost clipping takes views that strides of 0 do not allow.
         if self.position_embedding is not None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-            x = x + self.position_embedding(positions.expand(tokens.shape))
+            x = x + self.position_embedding(positions.repeat(len(tokens), 1))
         if self.token_type_embedding is not None:
             token_types = torch.zeros_like(tokens) if token_types is None else token_types
             x = x + self.token_type_embedding(token_types)

@@ -2,9 +2,10 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
@@ -13,11 +14,14 @@ from core.checkpoints import load_checkpoint, save_checkpoint
 from core.config import FederationConfig, TaskSection, TokenizerSection
 from core.digests import arrays_digest, canonical_json
 from core.errors import CheckpointError, ConfigError
+from core.lora import LoraConfig, add_lora
 from core.model import ModelConfig
 from core.parameters import load_arrays, to_arrays
 from core.tasks.build import build_task
 from core.tasks.interface import Task
 from core.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_json
+
+_LORA: Final[TypeAdapter[LoraConfig | None]] = TypeAdapter(LoraConfig | None)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ def save_model(
     metadata = {
         "run_id": run_id,
         "model": asdict(blueprint.config),
+        "lora": _LORA.dump_python(blueprint.lora, mode="json"),
         "task": config.task.model_dump(mode="json"),
         "tokenizer": {"kind": config.tokenizer.kind, "digest": blueprint.tokenizer_digest},
     }
@@ -72,6 +77,7 @@ def load_model(folder: Path) -> LoadedModel:
             canonical_json(checkpoint.metadata["model"])
         )
         task_section = TaskSection.model_validate_json(canonical_json(checkpoint.metadata["task"]))
+        lora = _LORA.validate_json(canonical_json(checkpoint.metadata.get("lora")))
         kind, digest = (checkpoint.metadata["tokenizer"][key] for key in ("kind", "digest"))
         weights = dict(checkpoint.arrays["model"])
     except (ValidationError, ConfigError, KeyError, TypeError) as error:
@@ -85,5 +91,7 @@ def load_model(folder: Path) -> LoadedModel:
         raise CheckpointError(f"expected the tokenizer {digest} in {folder}, got another")
     task = build_task(task_section, tokenizer, model_config.max_seq_len)
     model = task.build_model(model_config)
-    load_arrays(model, weights)
+    if lora is not None:
+        add_lora(model, lora, torch.Generator().manual_seed(0))
+    load_arrays(model, weights, all_parameters=True)
     return LoadedModel(model, task, tokenizer, dict(checkpoint.metadata))

@@ -47,13 +47,15 @@ def to_arrays(model: nn.Module, *, all_parameters: bool = False) -> Arrays:
 
 
 @torch.no_grad()
-def load_arrays(model: nn.Module, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Sets the trained parameters to ``arrays``: exactly those names and shapes.
+def load_arrays(
+    model: nn.Module, arrays: Mapping[str, npt.NDArray[Any]], *, all_parameters: bool = False
+) -> None:
+    """Sets the trained parameters, or all, to ``arrays``: exactly those names and shapes.
 
     Raises:
         CheckpointError: A name is missing or unknown, or a shape differs; nothing was changed.
     """
-    parameters = trainable(model)
+    parameters = dict(model.named_parameters()) if all_parameters else trainable(model)
     if missing := sorted(set(parameters) ^ set(arrays)):
         raise CheckpointError(
             f"expected the arrays of {len(parameters)} parameters, got {len(arrays)}; "

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core.errors import ConfigError, TrainingError
+from core.lora import LoraConfig
 from core.tasks.interface import Batch, Task
+
+_AUTOCAST: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_MAX_LOSS_SCALE: Final = 2**24  # beyond it, a loss of 1 is far above fp16's largest number
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,16 @@ class TrainConfig:
     max_update_norm: float = 0.0
     """Clip of the whole gradient without privacy; 0 for none. With DP-SGD, each example's
     gradient is clipped instead."""
-    autocast: Literal["off", "bf16"] = "off"
+    autocast: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision; norms, sums and noise stay in fp32."""
+    loss_scale: int = 1024
+    """With ``fp16``: what losses are multiplied with before the backward pass, and gradients
+    divided by after it; a power of two. It is public and never follows the data. An example whose
+    gradient overflows adds nothing to a private step, and ends a step without privacy."""
     freeze: tuple[str, ...] = ()
     """Parameters whose names begin so are not trained and never travel."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters on some Linear layers; all else is frozen and never travels."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a value is out of its range."""
@@ -72,6 +82,16 @@ class TrainConfig:
                 raise ConfigError(
                     f"expected train.{name} finite and not negative, got {getattr(self, name)}"
                 )
+        if not 1 <= self.loss_scale <= _MAX_LOSS_SCALE or self.loss_scale.bit_count() != 1:
+            raise ConfigError(
+                f"expected train.loss_scale as a power of two of at most {_MAX_LOSS_SCALE}, "
+                f"got {self.loss_scale}",
+                hint="dividing by a power of two rounds nothing",
+            )
+        if self.lora is not None and self.freeze:
+            raise ConfigError(
+                "expected train.freeze only without train.lora, which freezes all but its adapters"
+            )
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"expected train.{name} in [0, 1), got {getattr(self, name)}")
@@ -119,11 +139,16 @@ def make_loss(task: Task, *, autocast: str) -> Loss:
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         device = batch.tokens.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast == "bf16"):
+        with torch.autocast(device, dtype=_AUTOCAST.get(autocast), enabled=autocast != "off"):
             logits = model(batch.tokens, batch.attention_mask)
         return task.loss_per_example(logits.float(), batch)
 
     return loss
+
+
+def gradient_scale(config: TrainConfig) -> int:
+    """What losses are multiplied with, so that small gradients do not vanish in fp16."""
+    return config.loss_scale if config.autocast == "fp16" else 1
 
 
 class PlainStepper:
@@ -139,6 +164,7 @@ class PlainStepper:
     ) -> None:
         self._model, self._loss, self._optimizer, self._pull = model, loss, optimizer, pull
         self._denominator = config.global_batch_size
+        self._loss_scale = gradient_scale(config)
         self._max_norm = config.max_update_norm or math.inf
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.zero_grad(set_to_none=True)  # of a training on this model that an error ended
@@ -149,15 +175,19 @@ class PlainStepper:
         Raises:
             TrainingError: The gradient is not finite; the weights were not changed.
         """
-        (self._loss(self._model, batch).sum() / self._denominator).backward()  # type: ignore[no-untyped-call]
+        mean = self._loss(self._model, batch).sum() / self._denominator
+        (mean * self._loss_scale).backward()  # type: ignore[no-untyped-call]
         if not last:
             return
         gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if self._loss_scale != 1:
+            torch._foreach_div_(gradients, float(self._loss_scale))
         norm = nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             raise TrainingError(
                 f"expected a finite gradient, got norm {norm.item()}",
-                hint="lower train.learning_rate, or set train.max_update_norm",
+                hint="lower train.learning_rate, or set train.max_update_norm; "
+                'with train.autocast = "fp16", lower train.loss_scale',
             )
         if self._max_norm < math.inf:
             nn.utils.clip_grads_with_norm_(self._parameters, self._max_norm, norm)

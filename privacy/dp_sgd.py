@@ -10,7 +10,16 @@ from torch.utils.data import DataLoader
 
 from core.errors import PrivacyError
 from core.tasks.interface import Batch, Task
-from core.train import Loss, TrainConfig, make_loss, make_optimizer, proximal, run_steps
+from core.train import (
+    Loss,
+    TrainConfig,
+    gradient_scale,
+    make_loss,
+    make_optimizer,
+    proximal,
+    run_steps,
+)
+from privacy.clipping_rules import CLIPPING_RULES
 from privacy.engine import PublicConstantsEngine
 from privacy.gradient_modes import GRADIENT_MODES, GradientMode
 from privacy.guards import check_arithmetic, check_layers, check_loss_contract
@@ -30,7 +39,7 @@ class DpSgdPlan:
     noise_multiplier: float
     """Noise deviation over ``max_grad_norm``."""
     max_grad_norm: float
-    """L2 clip of one example's gradient: the sensitivity of a step's sum."""
+    """Bound on the L2 norm of what one example adds: the sensitivity of a step's sum."""
     sample_rate: float
     """Chance of a record to be in a step's batch."""
     expected_batch_size: int
@@ -43,6 +52,8 @@ class DpSgdPlan:
     """Noised steps."""
     gradient_mode: str
     """``hooks``, ``ghost`` or ``one_backward``."""
+    clipping: str = "flat"
+    """``flat``, ``per_layer`` or ``automatic``: how that bound is kept."""
 
     def __post_init__(self) -> None:
         """Raises PrivacyError where a value is out of its range; NaN is out of every range.
@@ -64,6 +75,10 @@ class DpSgdPlan:
             raise PrivacyError(
                 f"expected a gradient mode of {', '.join(GRADIENT_MODES)}, "
                 f"got {self.gradient_mode!r}"
+            )
+        if self.clipping not in CLIPPING_RULES:
+            raise PrivacyError(
+                f"expected a clipping of {', '.join(CLIPPING_RULES)}, got {self.clipping!r}"
             )
         if not all(count >= 1 for count in counts):
             raise PrivacyError(f"expected sizes and steps of 1 or more, got {counts}")
@@ -156,10 +171,10 @@ def train_privately(
     mode = GRADIENT_MODES[plan.gradient_mode]
     loss = make_loss(task, autocast=config.autocast)
     check_arithmetic(next(model.parameters()).device)
-    check_layers(model)
-    mode.check(model, config)
+    check_layers(model, mode.further_layers())
+    mode.check(model, config, plan.clipping)
     check_loss_contract(model, task, make_loss(task, autocast="off"))
-    rehearse(model, task, loss, mode, config)
+    rehearse(model, task, loss, mode, config, clipping=plan.clipping)
     model.train()
     optimizer = make_optimizer(model, config)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -170,6 +185,7 @@ def train_privately(
         sensitivity=plan.max_grad_norm,
         noise=source.stream("noise"),
         pull=proximal(proximal_mu, trained),
+        loss_scale=gradient_scale(config),
     )
     sampler = TruncatedPoissonSampler(
         num_samples=len(data),
@@ -185,6 +201,7 @@ def train_privately(
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=plan.max_grad_norm * (1.0 - mode.slack(config)),
         loss_reduction="sum",
+        clipping=plan.clipping,
         grad_sample_mode=plan.gradient_mode,
     )
     stepper = _PrivateStepper(module, private_optimizer, mode, loss)

@@ -52,6 +52,7 @@ class PublicConstantsEngine(PrivacyEngine):  # type: ignore[misc]
         sensitivity: float,
         noise: RandomStream,
         pull: Proximal | None,
+        loss_scale: int = 1,
     ) -> None:
         # Opacus' own constructor only warns that its generator is not secure; ours is.
         self.accountant = ExecutedSteps(sample_rate)
@@ -63,6 +64,7 @@ class PublicConstantsEngine(PrivacyEngine):  # type: ignore[misc]
         self._sensitivity = sensitivity
         self._noise = noise
         self._pull = pull
+        self._loss_scale = loss_scale
 
     def _prepare_model(self, module: nn.Module, *, max_grad_norm: float, **_: Any) -> Any:
         self.validate(module=module, optimizer=None, data_loader=None)
@@ -75,7 +77,13 @@ class PublicConstantsEngine(PrivacyEngine):  # type: ignore[misc]
         """None: the gradient mode drives both passes of ghost clipping itself."""
 
     def _prepare_optimizer(
-        self, *, optimizer: Optimizer, noise_multiplier: float, max_grad_norm: float, **_: Any
+        self,
+        *,
+        optimizer: Optimizer,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        clipping: str,
+        **_: Any,
     ) -> CalibratedNoise:
         return self._mode.optimizer_class(
             optimizer,
@@ -85,4 +93,6 @@ class PublicConstantsEngine(PrivacyEngine):  # type: ignore[misc]
             expected_batch_size=self._expected_batch_size,
             noise=self._noise,
             pull=self._pull,
+            clipping=clipping,
+            loss_scale=self._loss_scale,
         )

@@ -34,8 +34,11 @@ class GradientMode(Protocol):
 
     optimizer_class: type[CalibratedNoise]
 
-    def check(self, model: nn.Module, config: TrainConfig) -> None:
+    def check(self, model: nn.Module, config: TrainConfig, clipping: str = "flat") -> None:
         """Raises UnsupportedLayerError or PrivacyError where the mode would be wrong."""
+
+    def further_layers(self) -> tuple[type[nn.Module], ...]:
+        """Kinds of layer that the mode knows beside those of ``privacy.guards``."""
 
     def slack(self, config: TrainConfig) -> float:
         """How far below the sensitivity the clip must lie."""
@@ -66,12 +69,16 @@ class HooksMode:
 
     optimizer_class: type[CalibratedNoise] = HooksOptimizer
 
-    def check(self, model: nn.Module, config: TrainConfig) -> None:
+    def check(self, model: nn.Module, config: TrainConfig, clipping: str = "flat") -> None:
         """Refuses what Opacus does not handle."""
         _check_norms(model)
 
+    def further_layers(self) -> tuple[type[nn.Module], ...]:
+        """None: Opacus' others were not looked at."""
+        return ()
+
     def slack(self, config: TrainConfig) -> float:
-        """Of fp32, or of the rounded products of mixed precision."""
+        """Of fp32, or of the rounded products of mixed precision; fp16 rounds less than bf16."""
         return _SLACK_FP32 if config.autocast == "off" else _SLACK_BF16
 
     def wrap(self, model: nn.Module, clip: float) -> Any:
@@ -87,7 +94,7 @@ class HooksMode:
         """
         losses = loss(module, batch)
         check_loss_shape(losses, len(batch))
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        (losses * optimizer.loss_scale).sum().backward()  # type: ignore[no-untyped-call]
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 _check_samples(name, parameter.grad_sample, len(batch))
@@ -170,9 +177,14 @@ class GhostMode:
 
     optimizer_class: type[CalibratedNoise] = GhostOptimizer
 
-    def check(self, model: nn.Module, config: TrainConfig) -> None:
-        """Refuses tied weights and mixed precision, whose norms ghost clipping gets wrong."""
+    def check(self, model: nn.Module, config: TrainConfig, clipping: str = "flat") -> None:
+        """Refuses what ghost clipping gets wrong: tied weights, mixed precision, other rules."""
         _check_norms(model)
+        if clipping != "flat":
+            raise PrivacyError(
+                f"expected flat clipping with ghost clipping, as in Opacus, got {clipping!r}",
+                hint='set privacy.gradient_mode = "one_backward", or privacy.clipping = "flat"',
+            )
         uses = [p for _, p in model.named_parameters(remove_duplicate=False)]
         if len({id(p) for p in uses}) != len(uses):
             raise UnsupportedLayerError(
@@ -185,6 +197,10 @@ class GhostMode:
                 "those of the summed gradients",
                 hint='set privacy.gradient_mode = "hooks", or train.autocast = "off"',
             )
+
+    def further_layers(self) -> tuple[type[nn.Module], ...]:
+        """None: Opacus' others were not looked at."""
+        return ()
 
     def slack(self, config: TrainConfig) -> float:
         """Of norms from Gram products in fp32."""

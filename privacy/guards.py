@@ -3,6 +3,7 @@
 Deliberately not checked here: the policy of the site (client) and its budget (ledger).
 """
 
+from collections.abc import Collection
 from typing import Final
 
 import torch
@@ -24,40 +25,59 @@ _TOLERANCE: Final = 1e-4  # rounding in fp32 stays below 1e-5
 _REDUCED: Final = ("tf32", "bf16")
 
 
-def check_layers(model: nn.Module) -> None:
+def check_layers(model: nn.Module, further: Collection[type[nn.Module]] = ()) -> None:
     """Refuses what per-sample gradients are not known to be right for.
 
     Guarantees:
         After a return, each trained parameter belongs to a Linear, Embedding, LayerNorm or
-        RMSNorm in a form that the gradient modes support, and the model has no buffer, in which
-        statistics over examples could hide.
+        RMSNorm in a form that the gradient modes support, or to a layer of a further kind; and
+        the model has no batch norm and no buffer, in which statistics over examples could hide.
+
+    Args:
+        model: The model.
+        further: Kinds of layer that the gradient mode knows beside those.
 
     Raises:
         UnsupportedLayerError: Names the layer.
     """
     for name, module in model.named_modules():
+        check_kind(name, type(module))
         if next(module.buffers(recurse=False), None) is not None:
-            raise _unsupported(name, module, "it has buffers, which can carry one example's data")
+            why = "it has buffers, which can carry one example's data"
+            raise _unsupported(name, type(module), why)
         trained = {name for name, p in module.named_parameters(recurse=False) if p.requires_grad}
         if not trained:
             continue
+        if type(module) in further:
+            continue
         if type(module) not in SUPPORTED_LAYERS or trained - {"weight", "bias"}:
-            raise _unsupported(name, module, "its trained parameters are not of a supported layer")
+            why = "its trained parameters are not of a supported layer"
+            raise _unsupported(name, type(module), why, further)
         if isinstance(module, nn.Embedding) and (
             module.padding_idx is not None
             or module.max_norm is not None
             or module.scale_grad_by_freq
             or module.sparse
         ):
-            raise _unsupported(name, module, "padding_idx, max_norm, frequency scaling or sparse")
+            why = "padding_idx, max_norm, frequency scaling or sparse"
+            raise _unsupported(name, type(module), why)
 
 
-def _unsupported(name: str, module: nn.Module, why: str) -> UnsupportedLayerError:
-    kinds = ", ".join(layer.__name__ for layer in SUPPORTED_LAYERS)
+def check_kind(name: str, kind: type[nn.Module]) -> None:
+    """Raises UnsupportedLayerError where a layer normalises over the batch, trained or not."""
+    if issubclass(kind, nn.modules.batchnorm._BatchNorm):
+        raise _unsupported(name, kind, "it mixes the examples of a batch")
+
+
+def _unsupported(
+    name: str, kind: type[nn.Module], why: str, further: Collection[type[nn.Module]] = ()
+) -> UnsupportedLayerError:
+    kinds = ", ".join(layer.__name__ for layer in (*SUPPORTED_LAYERS, *further))
     return UnsupportedLayerError(
         f"expected trained layers of kind {kinds}, got {name or 'the model'}: "
-        f"{type(module).__name__}; {why}",
-        hint="freeze the layer (train.freeze), or replace it",
+        f"{kind.__name__}; {why}",
+        hint="freeze the layer (train.freeze), or replace it; "
+        "privacy.one_backward.samplers adds kinds to that gradient mode",
     )
 
 

@@ -147,6 +147,7 @@ def _plan(order: TrainTask) -> DpSgdPlan:
         max_examples=order.dp_sgd.max_examples,
         steps=order.terms.train.steps_per_round,
         gradient_mode=order.terms.privacy.gradient_mode,
+        clipping=order.terms.privacy.clipping,
     )
 
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from core.errors import PrivacyError
 from core.train import Proximal
+from privacy.clipping_rules import clipping_factors
 from privacy.discrete_gaussian_grid import GridNoise
 from privacy.one_backward.clipping import add_clipped
 from privacy.one_backward.tape import Use
@@ -25,7 +26,8 @@ class CalibratedNoise(DPOptimizer):  # type: ignore[misc]
         deviation is ``noise_multiplier`` times what sums on the grid may be apart: ``sensitivity``
         and, for the rounding, at most a thousandth more. Clipping is to ``max_grad_norm``, which
         is smaller than ``sensitivity`` by more than the rounding of norms. The sum is divided by
-        ``expected_batch_size``, never by a realised size.
+        ``expected_batch_size``, never by a realised size. Gradients come ``loss_scale`` times too
+        large, a power of two, and norms and sums are of what they are without it.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class CalibratedNoise(DPOptimizer):  # type: ignore[misc]
         expected_batch_size: int,
         noise: RandomStream,
         pull: Proximal | None,
+        clipping: str = "flat",
+        loss_scale: int = 1,
     ) -> None:
         super().__init__(
             optimizer,
@@ -51,6 +55,8 @@ class CalibratedNoise(DPOptimizer):  # type: ignore[misc]
                 f"expected the clip below the sensitivity {sensitivity}, got {max_grad_norm}"
             )
         self.sensitivity = sensitivity
+        self.clipping = clipping
+        self.loss_scale = loss_scale
         self._noise = noise
         self._pull = pull
         self._grid_of: tuple[tuple[float, float, int], GridNoise] | None = None
@@ -106,16 +112,15 @@ class HooksOptimizer(CalibratedNoise):
             the others add does not depend on it.
         """
         samples = [gradients.float() for gradients in self.grad_samples]
-        squares = [g.square().flatten(1).sum(dim=1) for g in samples]
-        norms = torch.stack(squares).sum(dim=0).sqrt()
-        finite = torch.isfinite(norms)
-        factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
-        factors = torch.where(finite, factors, 0.0)
-        for parameter, gradients in zip(self.params, samples, strict=True):
+        if self.loss_scale != 1:
+            samples = [gradients / self.loss_scale for gradients in samples]
+        squares = torch.stack([g.square().flatten(1).sum(dim=1) for g in samples])
+        factors, finite = clipping_factors(self.clipping, squares, self.max_grad_norm)
+        for parameter, gradients, weights in zip(self.params, samples, factors, strict=True):
             if not finite.all():  # zero times NaN is NaN: the rows themselves must go
                 rows = finite.view(-1, *[1] * (gradients.dim() - 1))
                 gradients = torch.where(rows, gradients, 0.0)
-            clipped = torch.einsum("i,i...", factors, gradients)
+            clipped = torch.einsum("i,i...", weights, gradients)
             if parameter.summed_grad is None:
                 parameter.summed_grad = clipped
             else:
@@ -164,7 +169,13 @@ class OneBackwardOptimizer(CalibratedNoise, DPOptimizerFastGradientClipping):  #
         if records is None:
             raise PrivacyError("expected a backward pass before each step, got a step without one")
         if records:
-            add_clipped(records, self.params, self.max_grad_norm)
+            add_clipped(
+                records,
+                self.params,
+                self.max_grad_norm,
+                rule=self.clipping,
+                loss_scale=self.loss_scale,
+            )
         for parameter in self.params:
             if parameter.summed_grad is None:  # no example so far
                 parameter.summed_grad = torch.zeros_like(parameter)

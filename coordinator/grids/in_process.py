@@ -15,23 +15,21 @@ from typing import Final, Self
 
 import torch
 from flwr.app import Context, Message, RecordDict
-from flwr.serverapp import Grid
 
 from coordinator.flower import (
     CLIENT_RAISED,
     NODE_UNAVAILABLE,
-    Run,
-    empty_run,
     error_reply,
     instruction,
 )
+from coordinator.grids.of_run import GridOfRun
 
 logger = logging.getLogger(__name__)
 
 NodeConfig = Mapping[str, str | int | float | bool]
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(GridOfRun):
     """Calls a ``ClientApp`` on worker threads.
 
     The result does not depend on the number of workers: a node's reply is a function of its
@@ -59,7 +57,7 @@ class InProcessGrid(Grid):
     ) -> None:
         self._client_app = client_app
         self._nodes = dict(nodes)
-        self._run = empty_run(run_id)
+        super().__init__(run_id)
         self._contexts: dict[int, Context] = {}
         self._pending: dict[str, tuple[Message, Future[Message]]] = {}
         self._busy: set[int] = set()
@@ -88,34 +86,6 @@ class InProcessGrid(Grid):
         """Drops what has not begun and waits for what has: a thread cannot be stopped."""
         self._workers.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
-
-    def set_run(self, run: Run) -> None:
-        """Sets the run that messages belong to."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run that messages belong to."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """A message to a node; its id is given when it is pushed."""
-        return instruction(
-            content,
-            run_id=self._run.run_id,
-            message_id="",
-            dst_node_id=dst_node_id,
-            message_type=message_type,
-            group_id=group_id,
-            ttl=ttl,
-        )
 
     def get_node_ids(self) -> Iterable[int]:
         """The nodes that can take a message; one still at work on a late task is away."""
@@ -150,7 +120,9 @@ class InProcessGrid(Grid):
         try:
             for number, message_id in enumerate(ids):
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                wait([self._pending[message_id][1]], timeout=left)
+                future = self._pending[message_id][1]
+                if not future.done():
+                    wait([future], timeout=left)
                 if deadline is not None and time.monotonic() >= deadline:
                     # All at once: whoever reads may take its time, and nothing may begin then.
                     last = list(self.pull_messages(ids[number:]))

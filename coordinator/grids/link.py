@@ -19,6 +19,10 @@ from core.wire.transfer import Receiver, frames_of
 _MAX_SMALL_FRAMES: Final = 256
 # Replies to nothing: as many as a site may list as pending when it opens its session.
 _MAX_STRAY_REPLIES: Final = 64
+# Frames that are no part of a tensor: each costs us. An honest site sends a few in a round, and
+# small rounds may come by the hundred in a second.
+FRAMES_PER_SECOND: Final = 1000
+_FRAMES_AT_ONCE: Final = 1000
 
 
 class Traffic(Protocol):
@@ -83,6 +87,7 @@ class Link:
         self._transfer: tuple[Order, Iterator[Frame]] | None = None
         self._error: CloisterError | None = None
         self._strays = 0
+        self._allowance, self._counted_at = float(_FRAMES_AT_ONCE), self.last_heard
 
     def send(self, order: Order) -> None:
         """Sends an order after those before it."""
@@ -117,6 +122,22 @@ class Link:
         self._strays += 1
         if self._strays > _MAX_STRAY_REPLIES:
             raise SessionError(f"expected replies to orders from {self.site}, got others only")
+
+    def count_frame(self) -> None:
+        """Counts a frame that is no part of a tensor.
+
+        Raises:
+            SessionError: There were too many in too short a time.
+        """
+        now = self._clock()
+        earned = (now - self._counted_at) * FRAMES_PER_SECOND
+        self._allowance = min(self._allowance + earned, _FRAMES_AT_ONCE) - 1
+        self._counted_at = now
+        if self._allowance < 0:
+            raise SessionError(
+                f"expected at most {FRAMES_PER_SECOND} small frames a second of {self.site}, "
+                "got more"
+            )
 
     def close(self, *, farewell: Goodbye | None = None, error: CloisterError | None = None) -> None:
         """Ends the session: after a farewell, by raising ``error`` in ``frames``, or silently."""

@@ -11,26 +11,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
 
 from coordinator.flower import (
     NODE_UNAVAILABLE,
     REPLY_REJECTED,
-    Run,
-    empty_run,
     error_reply,
     instruction,
 )
 from coordinator.grids.dispatch import Answer, Failure
 from coordinator.grids.envelopes import content_of, envelope_of
 from coordinator.grids.link import Traffic
+from coordinator.grids.of_run import GridOfRun
 from coordinator.grids.switchboard import Switchboard
 from core.array_codec import Manifest
 from core.config import LivenessSection
 from core.errors import RunError
 
 
-class RemoteGrid(Switchboard, Grid):
+class RemoteGrid(Switchboard, GridOfRun):
     """Carries orders to sites and their replies back, whatever happens to the sessions.
 
     Guarantees:
@@ -53,10 +51,10 @@ class RemoteGrid(Switchboard, Grid):
         traffic: Traffic | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(liveness, traffic=traffic, clock=clock)
+        Switchboard.__init__(self, liveness, traffic=traffic, clock=clock)
+        GridOfRun.__init__(self)
         self._headers: dict[str, Message] = {}
         self._interrupted = ""
-        self._run = empty_run(0)
 
     # The run.
 
@@ -85,34 +83,6 @@ class RemoteGrid(Switchboard, Grid):
             self._changed.notify_all()
 
     # Flower's side.
-
-    def set_run(self, run: Run) -> None:
-        """Sets the run that messages belong to."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run that messages belong to."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """A message to a node; its id is given when it is pushed."""
-        return instruction(
-            content,
-            run_id=self._run.run_id,
-            message_id="",
-            dst_node_id=dst_node_id,
-            message_type=message_type,
-            group_id=group_id,
-            ttl=ttl,
-        )
 
     def get_node_ids(self) -> Iterable[int]:
         """The nodes that can take a message: with a session, or without one for a moment only.

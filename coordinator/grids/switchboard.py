@@ -103,6 +103,8 @@ class Switchboard:
         if link.closed_at is not None:
             return  # what matters is said again over the next session
         link.last_heard = self._clock()
+        if not isinstance(frame, Chunk):
+            link.count_frame()
         match frame:
             case Begin() | Chunk() | End():
                 if isinstance(frame, Begin):

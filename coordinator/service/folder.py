@@ -16,6 +16,8 @@ service.lock       held while it runs
 import contextlib
 import fcntl
 import json
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,8 +102,9 @@ class CoordinatorFolder:
         """Holds the folder for one running service.
 
         Raises:
-            ServiceError: Another one runs here, or the folder cannot be written.
+            ServiceError: Another one runs here, others could write here, or this user cannot.
         """
+        self._check_closed()
         try:
             file = (self.root / "service.lock").open("wb")
         except OSError as error:
@@ -115,6 +118,21 @@ class CoordinatorFolder:
                     hint="`cloister coordinator status` asks it; `stop` ends it",
                 ) from error
             yield
+
+    def _check_closed(self) -> None:
+        """Who can write here can put another admin's public key in place of the admin's."""
+        for folder in (self.root, self.authority):
+            try:
+                status = folder.stat()
+            except OSError as error:
+                raise ServiceError(f"expected {folder}, got: {error.strerror}") from error
+            mode = stat.S_IMODE(status.st_mode)
+            if mode & 0o022 or status.st_uid != os.geteuid():
+                raise ServiceError(
+                    f"expected {folder} to belong to user {os.geteuid()} and nobody else to write "
+                    f"there, got user {status.st_uid} and mode {mode:04o}",
+                    hint=f"chmod 700 {folder}; if others could write there, look at what they did",
+                )
 
     @contextlib.contextmanager
     def listening(self, ports: Ports) -> Iterator[None]:

@@ -96,7 +96,7 @@ class Gate:
                 hint="the admin approves each site and each operator first",
             )
         peer = Peer(entries[0], certificate, signed)
-        self.check_still(peer, signed)
+        _check_same_entry(peer, roster)
         return peer
 
     def roster(self) -> SignedRoster:
@@ -123,20 +123,24 @@ class Gate:
         Raises:
             IdentityError: It is revoked or changed, or its certificate has expired.
         """
-        roster = signed.roster
-        for entry in _entries(roster):
-            if entry.name == peer.entry.name and isinstance(entry, type(peer.entry)):
-                break
-        else:
-            raise IdentityError(f"expected {peer.entry.name} in the roster, got one without it")
-        if entry.status != "active":
-            raise IdentityError(
-                f"expected an active entry of {entry.name} in the roster of epoch "
-                f"{roster.epoch}, got one that is {entry.status}"
-            )
-        if _identity(entry) != _identity(peer.entry):
-            raise IdentityError(f"expected the keys and the name that {entry.name} came in with")
+        if signed is not peer.roster:  # else the very one in which its entry was found, active
+            _check_same_entry(peer, signed.roster)
         peer.certificate.check_time(self._now())
+
+
+def _check_same_entry(peer: Peer, roster: Roster) -> None:
+    for entry in _entries(roster):
+        if entry.name == peer.entry.name and isinstance(entry, type(peer.entry)):
+            break
+    else:
+        raise IdentityError(f"expected {peer.entry.name} in the roster, got one without it")
+    if entry.status != "active":
+        raise IdentityError(
+            f"expected an active entry of {entry.name} in the roster of epoch "
+            f"{roster.epoch}, got one that is {entry.status}"
+        )
+    if _identity(entry) != _identity(peer.entry):
+        raise IdentityError(f"expected the keys and the name that {entry.name} came in with")
 
 
 def member_of(peer: Peer) -> RosterMember:

@@ -1,10 +1,12 @@
-"""What a peer learns of an error: a fixed status and the error's name. The log has the rest."""
+"""What a peer learns of an error: a fixed status and the error's name. The log has the rest, if it
+is not the same thousands of times."""
 
 import logging
 from typing import Final, NoReturn
 
 import grpc
 
+from coordinator.service.throttle import Throttle, caller_address
 from core.errors import (
     CloisterError,
     IdentityError,
@@ -16,6 +18,8 @@ from core.errors import (
 
 logger = logging.getLogger(__name__)
 
+# Lines of the log: so that nobody fills the disk by being refused.
+_LINES: Final = Throttle(per_second=1.0, burst=1000.0)
 # The first that fits.
 _STATUS: Final[tuple[tuple[type[CloisterError], grpc.StatusCode], ...]] = (
     (RosterRollbackError, grpc.StatusCode.FAILED_PRECONDITION),
@@ -29,7 +33,8 @@ _STATUS: Final[tuple[tuple[type[CloisterError], grpc.StatusCode], ...]] = (
 
 def refuse(context: grpc.ServicerContext, error: CloisterError, what: str) -> NoReturn:
     """Ends a call because of ``error``; raises what gRPC's ``abort`` raises."""
-    logger.warning("refused %s to %s: %s: %s", what, context.peer(), error.code, error.message)
+    if _LINES.admits(caller_address(context.peer())):
+        logger.warning("refused %s to %s: %s: %s", what, context.peer(), error.code, error.message)
     _abort(context, next(status for kind, status in _STATUS if isinstance(error, kind)), error.code)
 
 

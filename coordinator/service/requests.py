@@ -11,7 +11,7 @@ from core.errors import MessageError, TooManyError
 
 # A request is small: whoever has sent none by then has none.
 REQUEST_SECONDS: Final = 5.0
-_MAX_WAITING_PER_CALLER: Final = 4
+MAX_WAITING_PER_CALLER: Final = 4
 
 
 class Requests:
@@ -66,9 +66,9 @@ class Requests:
     def _enter(self, caller: str, context: grpc.ServicerContext) -> None:
         with self._lock:
             same = sum(caller == other for other, _ in self._waiting.values())
-            if same >= _MAX_WAITING_PER_CALLER:
+            if same >= MAX_WAITING_PER_CALLER:
                 raise TooManyError(
-                    f"expected at most {_MAX_WAITING_PER_CALLER} calls of {caller} without their "
+                    f"expected at most {MAX_WAITING_PER_CALLER} calls of {caller} without their "
                     "request at a time, got one more"
                 )
             self._waiting[context] = caller, self._clock()

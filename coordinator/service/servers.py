@@ -21,7 +21,7 @@ from coordinator.service.peers import Gate, Peer, member_of, operator_of
 from coordinator.service.refusals import give_up, refuse
 from coordinator.service.requests import REQUEST_SECONDS, Requests
 from coordinator.service.sessions import Sessions, Watch
-from coordinator.service.throttle import Throttle
+from coordinator.service.throttle import Throttle, caller_address
 from core.errors import CloisterError, IdentityError, RunError, TooManyError
 from core.messages import MAX_TEXT, WireMessage, decode, encode
 from core.wire.channel import (
@@ -256,8 +256,7 @@ class _Calls:
         return peer.entry.tls_name, peer
 
     def stranger(self, context: grpc.ServicerContext) -> tuple[str, None]:
-        # "ipv4:192.0.2.7:50000": the port is another at each call.
-        address = context.peer().rpartition(":")[0]
+        address = caller_address(context.peer())
         if not self._throttle.admits(address):
             raise TooManyError("expected fewer calls to the enrolment from one address, got more")
         return address, None

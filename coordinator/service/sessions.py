@@ -34,7 +34,7 @@ _ROSTER_SECONDS: Final = 30.0
 _MAX_HANDSHAKES_PER_SITE: Final = 2
 # The open one, two that want to take its place, and one that was replaced and is being cut: else a
 # site that opens one session after another takes all streams.
-_MAX_STREAMS_PER_SITE: Final = 4
+MAX_STREAMS_PER_SITE: Final = 4
 # A watch that is so late says that the machine slept or the process got no time.
 _STANDSTILL_SECONDS: Final = 4 * WATCH_SECONDS
 
@@ -197,9 +197,9 @@ class Sessions:
                     f"expected at most {_MAX_HANDSHAKES_PER_SITE} handshakes of {stream.site} at a "
                     "time, got one more"
                 )
-            if len(of_site) >= _MAX_STREAMS_PER_SITE:
+            if len(of_site) >= MAX_STREAMS_PER_SITE:
                 raise TooManyError(
-                    f"expected at most {_MAX_STREAMS_PER_SITE} streams of {stream.site} at a time, "
+                    f"expected at most {MAX_STREAMS_PER_SITE} streams of {stream.site} at a time, "
                     "got one more"
                 )
             self._streams.add(stream)

@@ -1,10 +1,12 @@
 """How often strangers may knock: a bucket of tokens for each address, and one for all."""
 
+import ipaddress
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import unquote
 
 _MAX_ADDRESSES: Final = 1024
 
@@ -45,6 +47,20 @@ class Throttle:
             if len(self._by_address) > _MAX_ADDRESSES:
                 self._by_address.popitem(last=False)
             return admitted
+
+
+def caller_address(peer: str) -> str:
+    """The address in what gRPC calls a peer, such as ``ipv4:192.0.2.7:50000``, without its port.
+
+    Of IPv6, the network of 64 bits: whoever has one address there has all of them.
+    """
+    kind, _, address = unquote(peer.rpartition(":")[0]).partition(":")
+    if kind != "ipv6":
+        return f"{kind}:{address}"
+    host = ipaddress.IPv6Address(address.strip("[]").partition("%")[0])
+    if host.ipv4_mapped is not None:
+        return f"ipv4:{host.ipv4_mapped}"
+    return f"ipv6:{ipaddress.IPv6Network((host, 64), strict=False)}"
 
 
 def _left(bucket: tuple[float, float], now: float, per_second: float, burst: float) -> float:

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 from torch import Tensor
 
 from core.errors import TrainingError
@@ -103,6 +102,9 @@ class ClassEvaluation:
         the rest, macro average; left out unless every class occurs) and ``confusion_matrix``
         (rows are true classes, columns predicted ones).
         """
+        # Here, for it takes 70 MB and a second, and a site never evaluates.
+        from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
         if not any(map(len, self._labels)):
             return {}
         logits, labels = np.concatenate(self._logits), np.concatenate(self._labels)
@@ -128,5 +130,7 @@ class ClassEvaluation:
 
 def _roc_auc(labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64]) -> float:
     """Mean over the classes of the area under the curve of that class against the rest."""
+    from sklearn.metrics import roc_auc_score
+
     classes = range(probabilities.shape[1])
     return float(np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in classes]))

@@ -15,7 +15,8 @@ PROTOCOL_VERSION: Final = 1
 
 PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
-Token = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Token = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", repr=False)]
+"""Admits a request, so it is in no ``repr``."""
 Pem = Annotated[str, Field(max_length=16_384)]
 DNS_NAME: Final = r"^[a-z0-9_-]{1,64}(\.[a-z0-9_-]{1,64}){0,7}$"
 DnsName = Annotated[str, Field(pattern=DNS_NAME)]

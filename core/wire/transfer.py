@@ -9,6 +9,7 @@ and the site's policy do that.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Final, Protocol
 
 import numpy as np
@@ -20,6 +21,8 @@ from core.wire.frames import Begin, Chunk, End, Frame, NamedDocument
 from core.wire.limits import CHUNK_BYTES
 
 MAX_SWALLOWED_BYTES: Final = 8 << 30
+# A chunk that is thrown away counts as this many bytes at least: small ones cost as much time.
+_LEAST_SWALLOWED: Final = 64 << 10
 _STYPE: Final = "numpy.ndarray"
 
 
@@ -195,7 +198,7 @@ class _Arriving:
             except MessageError as error:
                 self._refuse(error)
         if self._rejected is not None:
-            self._left_to_swallow -= len(data)
+            self._left_to_swallow -= max(len(data), _LEAST_SWALLOWED)
             if self._left_to_swallow < 0:
                 raise SessionError(
                     "expected the end of a message that does not fit, got ever more: "
@@ -248,7 +251,7 @@ class _Tensors:
         self._digest = ArraysDigest()
         self._done: dict[str, Encoded] = {}
         self._present: tuple[str, ArraySpec] | None = None
-        self._pieces: list[bytes | memoryview] = []
+        self._payload = BytesIO()
         self._left = 0
         self._open_next()
 
@@ -260,7 +263,7 @@ class _Tensors:
         if len(data) != size:
             raise MessageError(f"expected the next {size} bytes of {name}, got {len(data)}")
         self._digest.update(data)
-        self._pieces.append(data)
+        self._payload.write(data)
         self._left -= size
         if not self._left:
             self._close_present()
@@ -280,6 +283,7 @@ class _Tensors:
             self._present = item
             name, spec = item
             self._digest.begin(name, spec.dtype, spec.shape)
+            self._payload = _room_for(spec)
             self._left = spec.payload_bytes - len(spec.header)
             if self._left:
                 return
@@ -288,8 +292,18 @@ class _Tensors:
     def _close_present(self) -> None:
         if self._present is not None:
             name, spec = self._present
-            # The one copy: Flower's arrays are bytes.
-            data = b"".join((spec.header, *self._pieces))
+            # Flower's arrays are bytes. This gives the buffer itself: each byte was copied once.
+            data = self._payload.getvalue()
             self._done[name] = Encoded(spec.dtype.name, spec.shape, _STYPE, data)
-        self._pieces = []
+        self._payload = BytesIO()
         self._present = None
+
+
+def _room_for(spec: ArraySpec) -> BytesIO:
+    """A payload's buffer, with its header. Made in its full size: one that grows leaves holes."""
+    payload = BytesIO()
+    payload.seek(spec.payload_bytes - 1)
+    payload.write(b"\0")
+    payload.seek(0)
+    payload.write(spec.header)
+    return payload

@@ -6,6 +6,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor, nn
 
+from privacy.clipping_rules import clipping_factors
 from privacy.one_backward.gram import squared_norms_of_products
 from privacy.one_backward.tape import Dense, Lookup, Product, Use, wide
 
@@ -18,31 +19,36 @@ def add_clipped(
     records: dict[nn.Parameter, list[Use]],
     parameters: Sequence[nn.Parameter],
     max_grad_norm: float,
+    *,
+    rule: str = "flat",
+    loss_scale: int = 1,
 ) -> None:
     """Adds the clipped gradients of a micro-batch to ``p.summed_grad`` and empties ``records``.
 
     Guarantees:
-        Norms are over all ``parameters`` together, in fp32, from the same rounded tensors that
+        Norms are those of ``privacy.clipping_rules``, in fp32, from the same rounded tensors that
         are summed; a weight with several uses has the norm of their sum. An example whose norm is
         not finite adds nothing: its records are masked, for zero times NaN is NaN.
 
     Args:
         records: The uses of each of ``parameters`` in one backward pass.
         parameters: All that are trained.
-        max_grad_norm: L2 norm to which each example is clipped.
+        max_grad_norm: L2 norm that bounds what each example adds.
+        rule: One of ``CLIPPING_RULES``.
+        loss_scale: How many times too large the records are: a power of two, so that undoing it
+            on norms and factors is undoing it on the records, bit for bit.
     """
     terms = {p: _term(records.pop(p), p.shape) for p in parameters}
     squares = torch.stack([term.squared_norms() for term in terms.values()])
-    norms = squares.sum(dim=0).sqrt()
-    finite = torch.isfinite(norms)
-    factors = (max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
-    factors = torch.where(finite, factors, 0.0)
+    squares = squares / loss_scale**2
+    factors, finite = clipping_factors(rule, squares, max_grad_norm)
+    factors = factors / loss_scale
     all_finite = bool(finite.all())
-    for parameter in parameters:
+    for parameter, weights in zip(parameters, factors, strict=True):
         term = terms.pop(parameter)  # memory falls as the sums are built
         if not all_finite:
             term.keep(finite)
-        total = term.weighted_sum(factors, parameter.summed_grad)  # type: ignore[attr-defined]
+        total = term.weighted_sum(weights, parameter.summed_grad)  # type: ignore[attr-defined]
         parameter.summed_grad = total  # type: ignore[attr-defined]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from core.errors import UnsupportedLayerError
+from privacy.one_backward.samplers import SAMPLERS, sampled_forward
 from privacy.one_backward.tape import Dense, Lookup, Product, Tape, rows, wide
 
 
@@ -116,11 +117,11 @@ def _full(x: Tensor) -> Tensor:
     return wide(x) if torch.is_autocast_enabled(x.device.type) else x
 
 
-def recording_forward(layer: nn.Module, tape: Tape) -> Callable[[Tensor], Tensor] | None:
+def recording_forward(layer: nn.Module, tape: Tape) -> Callable[..., Tensor] | None:
     """The forward of ``layer`` that records on ``tape``; ``None`` where nothing is trained.
 
     Args:
-        layer: A Linear, Embedding, LayerNorm or RMSNorm.
+        layer: A Linear, Embedding, LayerNorm, RMSNorm, or of a registered kind.
         tape: Where its backward pass leaves activations and output gradients.
     """
     if not any(p.requires_grad for p in layer.parameters(recurse=False)):
@@ -133,6 +134,9 @@ def recording_forward(layer: nn.Module, tape: Tape) -> Callable[[Tensor], Tensor
         return lambda x: _call(_LayerNorm, _full(x), layer, tape, layer.weight, layer.bias)
     if isinstance(layer, nn.RMSNorm):
         return lambda x: _call(_Scale, _normal(layer, x), layer.weight, tape)
+    sampler = SAMPLERS.get(type(layer))
+    if sampler is not None:
+        return sampled_forward(layer, sampler, tape)
     raise UnsupportedLayerError(f"expected a layer that can record, got {type(layer).__name__}")
 
 

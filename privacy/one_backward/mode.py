@@ -9,6 +9,7 @@ from core.tasks.interface import Batch
 from core.train import Loss, TrainConfig
 from privacy.guards import check_layers, check_loss_shape
 from privacy.one_backward.layers import recording_forward
+from privacy.one_backward.samplers import SAMPLERS
 from privacy.one_backward.tape import Tape
 from privacy.optimizers import CalibratedNoise, OneBackwardOptimizer
 
@@ -25,7 +26,7 @@ class OneBackwardModule(nn.Module):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        check_layers(model)
+        check_layers(model, tuple(SAMPLERS))
         super().__init__()
         self.tape = Tape(model)
         recording = [
@@ -63,8 +64,12 @@ class OneBackwardMode:
 
     optimizer_class: type[CalibratedNoise] = OneBackwardOptimizer
 
-    def check(self, model: nn.Module, config: TrainConfig) -> None:
+    def check(self, model: nn.Module, config: TrainConfig, clipping: str = "flat") -> None:
         """Everything that passes the guards is supported."""
+
+    def further_layers(self) -> tuple[type[nn.Module], ...]:
+        """Those that were registered, see ``privacy.one_backward.samplers``."""
+        return tuple(SAMPLERS)
 
     def slack(self, config: TrainConfig) -> float:
         """Of norms from Gram products in fp32."""
@@ -88,7 +93,7 @@ class OneBackwardMode:
             parameter.grad = None
         losses = loss(module, batch)
         check_loss_shape(losses, len(batch))
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        (losses * optimizer.loss_scale).sum().backward()  # type: ignore[no-untyped-call]
         tape.check(optimizer.params, len(batch))
         _one_backward(optimizer).give(tape.take())
 

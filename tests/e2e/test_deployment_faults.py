@@ -98,7 +98,9 @@ def applied_rounds(deployment: Deployment, run_id: str) -> list[int]:
 def test_a_coordinator_killed_anywhere_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     text = federation(num_rounds=16)
     digest = whole_run(tmp_path, text)
-    with Deployment(tmp_path / "deployed", federation=text, settings=LIVENESS) as deployment:
+    with Deployment(
+        tmp_path / "deployed", federation=text, settings=LIVENESS, forked=True
+    ) as deployment:
         deployment.deploy()
         first = deployment.programs[0]
         run_id = deployment.run()
@@ -118,7 +120,9 @@ def test_a_coordinator_killed_anywhere_goes_on_to_the_same_weights(tmp_path: Pat
 def test_a_client_killed_anywhere_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     text = federation(num_rounds=6)
     digest = whole_run(tmp_path, text)
-    with Deployment(tmp_path / "deployed", federation=text, settings=LIVENESS) as deployment:
+    with Deployment(
+        tmp_path / "deployed", federation=text, settings=LIVENESS, forked=True
+    ) as deployment:
         deployment.deploy()
         north = next(p for p in deployment.programs if p.name == "north")
         north.kill()

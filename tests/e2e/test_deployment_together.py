@@ -23,20 +23,14 @@ EVERY_SITE = (
     .replace("round_timeout_seconds = 60.0", "round_timeout_seconds = 12.0")
 )
 
-# Where the two die, a round after the other: the coordinator's place, and north's.
-PAIRS = {
-    "the order was sent, the debit was made": (
-        "coordinator.grids.remote:RemoteGrid._push@after#3",
-        "privacy.ledger:Ledger.reserve@after#1",
-    ),
-    "the first reply counts, north's is kept": (
-        "coordinator.grids.dispatch:Dispatch.answered@after#1",
-        "client.outbox:Outbox.keep@after#1",
-    ),
-    "within the checkpoint, while north's reply waits to be settled": (
-        "core.checkpoints:_write@after#1",
-        "client.desk:Desk.received@after#1",
-    ),
+# Where the first of the two dies; the other is killed as soon as the first is seen to be dead.
+NORTH_FIRST = {
+    "after the debit": "privacy.ledger:Ledger.reserve@after#1",
+    "when the reply is kept": "client.outbox:Outbox.keep@after#1",
+}
+COORDINATOR_FIRST = {
+    "after the first reply counts": "coordinator.grids.dispatch:Dispatch.answered@after#1",
+    "within the checkpoint": "core.checkpoints:_write@after#1",
 }
 
 
@@ -63,11 +57,15 @@ def test_no_quorum_and_both_killed_at_once(tmp_path: Path) -> None:
         deployment.ok("coordinator", "run", "--folder", deployment.coordinator, "--resume", run_id)
         deployment.wait_round(run_id, after=last_round(deployment, run_id))
         kill_at_once([deployment.program("coordinator"), deployment.program("north")])
-        for name, (here, there) in PAIRS.items():
-            coordinator = deployment.start_coordinator(kill_at=here)
-            north = deployment.start_client("north", kill_at=there)
-            coordinator.wait_killed(name)
-            north.wait_killed(name)
+        for name, point in NORTH_FIRST.items():
+            coordinator = deployment.start_coordinator()
+            deployment.start_client("north", kill_at=point).wait_killed(f"north {name}")
+            coordinator.kill()
+        for name, point in COORDINATOR_FIRST.items():
+            north = deployment.start_client("north")
+            coordinator = deployment.start_coordinator(kill_at=point)
+            coordinator.wait_killed(f"coordinator {name}")
+            north.kill()
         deployment.start_coordinator()
         deployment.start_client("north")
         assert deployment.wait_run(run_id)["weights_digest"] == digest

@@ -49,14 +49,16 @@ def test_killed_within_100_megabytes_both_ways(tmp_path: Path) -> None:
         for name, point in CLIENT.items():
             deployment.start_client("north", kill_at=point).wait_killed(f"client {name}")
         deployment.program("coordinator").kill()
+        deployment.start_client("north")
         for name, point in COORDINATOR.items():
             coordinator = deployment.start_coordinator(kill_at=point)
-            if len(deployment.programs) == 6:
-                deployment.start_client("north")
             coordinator.wait_killed(f"coordinator {name}")
         deployment.start_coordinator()
         run = deployment.wait_run(run_id)
         assert run["weights_digest"] == digest
+        checkpoints = deployment.coordinator / "runs" / run_id / "checkpoints"
+        sizes = [path.stat().st_size for path in checkpoints.rglob("*") if path.is_file()]
+        assert max(sizes) > 95e6
         with Ledger.open(deployment.folder / "north" / "ledger.sqlite", site="north") as ledger:
             debits = [entry for entry in ledger.entries() if entry.kind == "reserve"]
         # The first client had computed its reply and kept it: nobody computed it again.

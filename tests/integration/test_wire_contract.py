@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from coordinator.grids.link import FRAMES_PER_SECOND
+from coordinator.service.requests import MAX_WAITING_PER_CALLER, REQUEST_SECONDS
+from coordinator.service.sessions import MAX_STREAMS_PER_SITE
 from core.messages import MAX_MESSAGE_BYTES
 from core.wire import channel
 from core.wire.cloister_pb2 import Frame
@@ -55,6 +58,11 @@ def test_the_limits_of_the_reference_page_are_the_code_s() -> None:
         "bytes of a call's metadata": channel.MAX_METADATA_BYTES,
         "streams of one connection": channel.MAX_STREAMS_PER_CONNECTION,
         "seconds for a TLS handshake": channel.HANDSHAKE_SECONDS,
+        "seconds for the request of a call to come": int(REQUEST_SECONDS),
+        "calls of one peer or address that wait for their request": MAX_WAITING_PER_CALLER,
+        "streams of one site": MAX_STREAMS_PER_SITE,
+        "frames a second of one site, chunks apart": FRAMES_PER_SECOND,
+        "seconds until a connection without a call is closed": channel.IDLE_SECONDS,
         "seconds between two pings of an idle connection": channel.KEEPALIVE_SECONDS,
         "seconds for the answer to a ping": channel.KEEPALIVE_TIMEOUT_SECONDS,
     }

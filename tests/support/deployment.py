@@ -126,10 +126,14 @@ class Deployment:
     sites: tuple[str, ...] = SITES
     settings: Mapping[str, str] = field(default_factory=dict)
     stop_seconds: float = 20.0
+    identities: Mapping[str, str] = field(default_factory=dict)
+    """Lines of a site's [identity], by site."""
     forked: bool = False
     """Whether processes fork from one that has imported everything: seconds sooner there."""
     prepare: Sequence[Prepare] = ()
     """What forked processes do before their command."""
+    runs: Path | None = None
+    """Where this process sees the runs, if not in the coordinator's folder."""
     programs: list[Program] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -196,7 +200,8 @@ class Deployment:
     def write_site(self, site: str, *, task: str) -> None:
         """The site's file, which approves ``task``."""
         text = SITE.format(name=site, key=TEST_KEY, task=task, stop_seconds=self.stop_seconds)
-        self.site_file(site).write_text(text)
+        identity = self.identities.get(site, "")
+        self.site_file(site).write_text(f"{text}\n[identity]\n{identity}\n")
 
     def task(self, site: str) -> str:
         """The hash of the task that the site's installed configuration stands for."""
@@ -263,7 +268,7 @@ class Deployment:
 
     def record(self, run_id: str) -> list[dict[str, Any]]:
         """The lines of a run's record, as far as it got."""
-        path = self.coordinator / "runs" / run_id / "record.jsonl"
+        path = (self.runs or self.coordinator / "runs") / run_id / "record.jsonl"
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core.tasks.interface import Batch
-from core.train import TrainConfig, make_loss, make_optimizer
+from core.train import TrainConfig, gradient_scale, make_loss, make_optimizer
 from privacy.discrete_gaussian_grid import GridNoise
 from privacy.dp_sgd import DpSgdPlan, PrivateData, train_privately
 from privacy.gradient_modes import GRADIENT_MODES
@@ -162,9 +162,11 @@ def clipped_sum(
     *,
     clip: float,
     autocast: str = "off",
+    task: TinyTask | None = None,
 ) -> Tensor:
     """The sum over micro-batches that noise would be added to, as one vector."""
     mode, config = GRADIENT_MODES[mode_name], train_config(autocast=autocast)
+    loss = make_loss(task or TinyTask(), autocast=autocast)
     mode.check(model, config)
     tight = clip * (1 - mode.slack(config))
     optimizer = mode.optimizer_class(
@@ -175,13 +177,14 @@ def clipped_sum(
         expected_batch_size=1,
         noise=known_source().stream("noise"),
         pull=None,
+        loss_scale=gradient_scale(config),
     )
     module = mode.wrap(model, tight)
     if not batches:
         mode.empty(optimizer)
         _sum_only(optimizer)
     for batch in batches:
-        mode.backward(module, optimizer, make_loss(TinyTask(), autocast=autocast), batch)
+        mode.backward(module, optimizer, loss, batch)
         _sum_only(optimizer)
     total = torch.cat([p.summed_grad.reshape(-1) for p in model.parameters()])
     module.cleanup()

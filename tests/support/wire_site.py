@@ -163,7 +163,7 @@ class WireSite:
             pending,
         )
         self._heartbeat_seconds = heartbeat_seconds
-        self._out: queue.Queue[Iterator[Frame] | None] = queue.Queue()
+        self._out: queue.Queue[Iterator[Frame | bytes] | None] = queue.Queue()
         self._channel = credentials.channel(port)
         self._call = self._channel.stream_stream(SESSION)(self._requests())
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -203,6 +203,10 @@ class WireSite:
         """Sends frames, legal or not."""
         self._out.put(iter(frames))
 
+    def say_raw(self, frames: Iterator[bytes]) -> None:
+        """Sends bytes, frames or not."""
+        self._out.put(frames)
+
     def send(self, envelope: Envelope) -> None:
         """Sends a message."""
         self._out.put(frames_of(envelope))
@@ -230,7 +234,7 @@ class WireSite:
             if frames is None:
                 return
             for frame in frames:
-                yield encode_frame(frame)
+                yield frame if isinstance(frame, bytes) else encode_frame(frame)
 
     def _read(self) -> None:
         try:

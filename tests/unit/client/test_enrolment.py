@@ -242,6 +242,8 @@ def test_a_certificate_that_ran_out_is_collected_anew(
     later = utc_now() + timedelta(hours=2)
     with pytest.raises(IdentityError):  # the coordinator's clock says that it is not so late
         present_certificate(identity, invitation, later)
+    with pytest.raises(IdentityError, match="not yet valid: from"):
+        present_certificate(identity, invitation, utc_now() - timedelta(days=1))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from core.errors import (
     PrivacyError,
     TokenizerError,
 )
+from core.lora import LoraConfig
 from core.messages import LedgerHead
 from tests.support.site import SiteAtWork, load_data, make_site
 
@@ -190,7 +191,18 @@ def test_another_task_than_the_installed_one_is_refused(tmp_path: Path) -> None:
     order = at_work.change_terms(task=turned)
     allowed = at_work.site.policy.model_copy(update={"allowed_tasks": (order.task_digest,)})
     at_work.site = replace(at_work.site, policy=allowed)
-    with pytest.raises(ConfigError, match="expected the task and the frozen parameters"):
+    with pytest.raises(ConfigError, match="expected the task and the trained parameters"):
+        run(at_work, order)
+
+
+def test_adapters_that_are_not_installed_are_refused(tmp_path: Path) -> None:
+    """Their scale is in no weight, and so in no digest of weights."""
+    at_work = make_site(tmp_path)
+    lora = LoraConfig(rank=1, alpha=2.0, targets=("head",))
+    order = at_work.change_terms(train=replace(at_work.order.terms.train, lora=lora))
+    allowed = at_work.site.policy.model_copy(update={"allowed_tasks": (order.task_digest,)})
+    at_work.site = replace(at_work.site, policy=allowed)
+    with pytest.raises(ConfigError, match="expected the task and the trained parameters"):
         run(at_work, order)
 
 

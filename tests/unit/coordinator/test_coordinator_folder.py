@@ -42,6 +42,17 @@ def test_nobody_else_may_look_inside(folder: CoordinatorFolder) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
 
 
+@pytest.mark.parametrize("mode", [0o770, 0o702])
+def test_no_service_runs_where_others_may_write(folder: CoordinatorFolder, mode: int) -> None:
+    for path in (folder.root, folder.authority):
+        path.chmod(mode)
+        with pytest.raises(ServiceError, match=f"nobody else to write there, .* mode {mode:04o}"):
+            folder.lock().__enter__()
+        path.chmod(0o755)  # to be read is no harm: what is secret is sealed, or of mode 0600
+    with folder.lock():
+        pass
+
+
 def test_the_keys_of_every_day_lie_sealed(folder: CoordinatorFolder) -> None:
     for path in (folder.issuing_authority, folder.server_key):
         assert b"PRIVATE KEY" not in path.read_bytes()

@@ -1,46 +1,15 @@
 """A federation whose certificates the organisations' own CA issues."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from core.errors import IdentityError, SiteKeyError
-from privacy.identities.clock import utc_now
 from privacy.identities.tls_keys import TlsKey
-from privacy.signing import write_private_file
-from tests.support.certificates import CLIENT, SERVER, Forgery, organisation_root
+from tests.support.certificates import CLIENT
 from tests.support.office import Newcomer, Office, make_folder
-
-SERVER_NAME = "fl.hospital.example"
-
-
-@dataclass
-class Organisation:
-    """A CA with a root and nothing between it and the leaves."""
-
-    folder: Path
-
-    def __post_init__(self) -> None:
-        self.key = TlsKey.generate()
-        self.root = organisation_root(self.key, utc_now())
-        (self.folder / "ca.pem").write_text(self.root)
-
-    def leaf(self, name: str, usage: object, key: TlsKey) -> str:
-        forgery = Forgery(dns_names=(name,), usages=(usage,), key=key, now=utc_now())  # type: ignore[arg-type]
-        return forgery.pem(self.key, self.root)
-
-    def overrides(self, name: str = SERVER_NAME, key: TlsKey | None = None) -> list[str]:
-        server = TlsKey.generate()
-        (self.folder / "server.pem").write_text(self.leaf(name, SERVER, server))
-        write_private_file(self.folder / "server.key", (key or server).private_pem())
-        return [
-            f"authority.ca={self.folder / 'ca.pem'}",
-            f"authority.certificate={self.folder / 'server.pem'}",
-            f"authority.key={self.folder / 'server.key'}",
-            f"authority.server_name={SERVER_NAME}",
-        ]
+from tests.support.organisation import SERVER_NAME, Organisation
 
 
 @pytest.fixture

@@ -295,7 +295,7 @@ def test_a_silent_site_is_disconnected_and_away_at_once() -> None:
 
 def test_something_is_sent_at_least_every_heartbeat() -> None:
     clock = Clock()
-    grid = make_grid(clock)
+    grid = make_grid(clock, heartbeat_seconds=5.0)
     link = At(grid, "north").link
     assert link.poll(clock.now) is None
     assert link.poll(clock.now + 4.9) is None
@@ -465,6 +465,18 @@ def test_a_site_that_only_sends_replies_to_nothing_is_cut_off() -> None:
         north.pump()
     with pytest.raises(SessionError, match="expected replies to orders from north"):
         north.say(*frames_of(stray))
+
+
+def test_a_site_that_sends_frames_without_end_is_cut_off() -> None:
+    clock = Clock()
+    north = At(make_grid(clock), "north")
+    for _ in range(3000):  # a minute of the liveliest
+        clock.now += 0.02
+        north.say(Heartbeat())
+    for _ in range(990):
+        north.say(Heartbeat())
+    with pytest.raises(SessionError, match="at most 1000 small frames a second of north"):
+        north.say(*[Heartbeat()] * 20)
 
 
 def test_a_site_that_does_not_read_its_answers_is_cut_off_and_the_run_goes_on() -> None:

@@ -1,6 +1,7 @@
 """A coordinator that is stopped at any step and started again ends with the same weights."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,66 @@ def test_rounds_after_a_lost_checkpoint_count_no_more(tmp_path: Path) -> None:
     assert rounds[-1]["attempts"] == 2
 
 
+@pytest.mark.parametrize("torn", [0, 9], ids=["lost", "torn"])
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_a_round_s_line_that_a_power_failure_took_is_written_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: tuple[RunState, list[Any]],
+    kept: int,
+    torn: int,
+) -> None:
+    """The disk then holds the record as it was when it was last synced, and a part of the rest."""
+    whole, rounds = uninterrupted
+    record, sites = tmp_path / "record.jsonl", Sites()
+    synced = 0
+
+    def noted(descriptor: int) -> None:
+        nonlocal synced
+        if record.exists() and os.path.samestat(os.fstat(descriptor), record.stat()):
+            synced = record.stat().st_size
+
+    with monkeypatch.context() as patch:
+        patch.setattr("coordinator.run_directory.os.fsync", noted)
+        killed = _killed_at(RunDirectory.append, 2 * kept + 1, after=True)
+        patch.setattr(RunDirectory, "append", killed)
+        with pytest.raises(Killed):
+            _run(_config(), sites, tmp_path)
+    assert json.loads(record.read_bytes().splitlines()[-1])["server_round"] == kept
+    assert synced < record.stat().st_size
+    os.truncate(record, synced + torn)
+
+    resumed = _run(_config(), sites, tmp_path)
+
+    assert arrays_digest(resumed.arrays) == arrays_digest(whole.arrays)
+    for one, two in zip(rounds, read_record(tmp_path).rounds, strict=True):
+        for key in ("server_round", "used", "weights_digest", "metrics"):
+            assert one[key] == two[key]
+    assert len(set(sites.asked)) == len(sites.asked)
+
+
+def test_what_a_site_may_see_and_what_ends_a_run_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appended: list[tuple[str, bool]] = []
+    append = RunDirectory.append
+
+    def noted(run: RunDirectory, kind: str, *, sync: bool = True, **fields: Any) -> None:
+        appended.append((kind, sync))
+        append(run, kind, sync=sync, **fields)
+
+    monkeypatch.setattr(RunDirectory, "append", noted)
+    _run(_config(num_rounds=2), Sites(), tmp_path)
+
+    assert appended == [
+        ("round", False),
+        ("attempt", True),
+        ("round", False),
+        ("attempt", True),
+        ("round", True),
+    ]
+
+
 def test_witnesses_survive_a_restart(tmp_path: Path) -> None:
     """A site whose ledger was reset while the coordinator was away is dropped by name."""
     sites = Sites()
@@ -188,6 +249,7 @@ def test_a_damaged_newest_checkpoint_stops_the_run(tmp_path: Path) -> None:
         ({"run_id": "f" * 16}, "expected a checkpoint of run 0123456789abcdef"),
         ({"witnesses": []}, "expected a coordinator's checkpoint"),
         ({"result": {}}, "expected a coordinator's checkpoint"),
+        ({}, "expected the checkpoint of round 4 under its own name"),
     ],
 )
 def test_a_foreign_checkpoint_is_refused(

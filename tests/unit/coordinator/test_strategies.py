@@ -4,9 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
 
+from coordinator.flower import instruction
 from coordinator.strategies import Contribution, StrategyState, build_strategy
 from core.config import StrategySection
+from core.digests import arrays_digest
 from core.errors import TrainingError
 
 NAMES = ("a", "b", "scalar")
@@ -179,3 +183,51 @@ def test_a_sum_that_overflows_stops_the_run() -> None:
     ):
         build_strategy(section).aggregate({}, 1, _weights(0), [Contribution("north", 1, huge)])
     assert "max_update_norm" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi"])
+def test_a_moment_that_is_infinite_is_refused_and_does_not_stop_the_weights(name: str) -> None:
+    """Weights stay finite then: what is divided by infinity is 0, in every later round."""
+    strategy = build_strategy(StrategySection(name=name))  # type: ignore[arg-type]
+    start = {"w": np.zeros(3, np.float32)}
+    huge = Contribution("north", 1, {"w": np.full(3, 1e25, np.float32)})
+    with np.errstate(over="ignore"), pytest.raises(TrainingError, match="infinity in v_t/w"):
+        strategy.aggregate({}, 1, start, [huge])
+
+
+def test_the_mean_is_flower_s_own_bit_for_bit() -> None:
+    """Also of numbers that round, of signs of zero and of arrays longer than a block."""
+    generator = np.random.default_rng(3)
+    shapes = {"big": (3, 40_001), "empty": (0, 2), "one": (), "turned": (5, 7)}
+
+    def weights() -> Weights:
+        arrays = {
+            name: np.asarray(
+                generator.standard_normal(shape) * 10.0 ** generator.integers(-42, 17), np.float32
+            )
+            for name, shape in shapes.items()
+        }
+        arrays["big"][0, :9] = -0.0
+        return arrays | {"turned": arrays["turned"].T}
+
+    given = [Contribution(f"site{n}", 3 * n + 1, weights()) for n in range(7)]
+
+    ours, _ = build_strategy(StrategySection(name="fedavg")).aggregate({}, 1, weights(), given)
+
+    theirs, _ = FedAvg().aggregate_train(1, [_message(item) for item in given])
+    assert theirs is not None
+    expected = {name: array.numpy() for name, array in theirs.items()}
+    assert arrays_digest(ours) == arrays_digest(expected)
+    assert np.signbit(ours["big"][0, :9]).all()
+
+
+def _message(item: Contribution) -> Message:
+    record = ArrayRecord({name: Array(array) for name, array in item.arrays.items()})
+    metrics = MetricRecord({"num-examples": item.weight})
+    return instruction(
+        RecordDict({"arrays": record, "metrics": metrics}),
+        run_id=0,
+        message_id="",
+        dst_node_id=0,
+        message_type=MessageType.TRAIN,
+    )

@@ -1,4 +1,6 @@
-from coordinator.service.throttle import Throttle
+import pytest
+
+from coordinator.service.throttle import Throttle, caller_address
 
 
 class Clock:
@@ -54,3 +56,20 @@ def test_memory_is_bounded_and_forgets_who_called_longest_ago() -> None:
         throttle.admits(str(number))
     assert len(throttle._by_address) == 1024
     assert set(throttle._by_address) == {str(number) for number in range(3000 - 1024, 3000)}
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:192.0.2.7:50000", "ipv4:192.0.2.7"),
+        ("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:50000", "ipv6:2001:db8:1:2::/64"),
+        ("ipv6:[2001:db8:1:2::9]:50000", "ipv6:2001:db8:1:2::/64"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:50000", "ipv6:fe80::/64"),
+        ("ipv6:%5B::ffff:192.0.2.7%5D:50000", "ipv4:192.0.2.7"),
+        ("ipv6:%5B::1%5D:50000", "ipv6:::/64"),
+    ],
+)
+def test_an_address_is_known_without_its_port_and_of_ipv6_by_its_network(
+    peer: str, address: str
+) -> None:
+    assert caller_address(peer) == address

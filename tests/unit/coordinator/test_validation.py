@@ -188,11 +188,15 @@ def test_the_digest_is_not_recomputed_where_nothing_crossed_a_wire() -> None:
         validate_reply(reply, task, _rules(verify_digest=True))
 
 
-def test_without_a_bound_any_finite_update_is_taken() -> None:
+def test_without_a_bound_any_update_that_can_be_squared_is_taken() -> None:
     task = _task()
-    arrays = {**INITIAL, "scale": np.array(3e38, np.float32)}
-
-    validate_reply(_reply(reply_content(task, arrays, 5)), task, _rules(None))
+    for size in (2.0**60, -(2.0**60)):
+        arrays = {**INITIAL, "scale": np.array(size, np.float32)}
+        validate_reply(_reply(reply_content(task, arrays, 5)), task, _rules(None))
+    for size in (1.2e18, -3e38):
+        arrays = {**INITIAL, "scale": np.array(size, np.float32)}
+        with pytest.raises(MessageError, match=r"weights of at most 1\.15292e\+18, got .* scale"):
+            validate_reply(_reply(reply_content(task, arrays, 5)), task, _rules(None))
 
 
 def test_the_bound_holds_at_its_edge() -> None:

@@ -15,6 +15,7 @@ from core.train import (
     PlainStepper,
     TrainConfig,
     epoch_batches,
+    gradient_scale,
     learning_rate,
     make_loss,
     make_optimizer,
@@ -321,11 +322,33 @@ def test_mixed_precision_computes_in_bf16_and_gives_losses_in_fp32() -> None:
     model = TinyModel()
     model.head.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
     batch = TinyData.make(2).fetch([0, 1])
-    for autocast in ("off", "bf16"):
+    for autocast in ("off", "bf16", "fp16"):
         losses = make_loss(TinyTask(), autocast=autocast)(model, batch)
         assert losses.dtype == torch.float32
         assert losses.shape == (2,)
-    assert seen == [torch.float32, torch.bfloat16]
+    assert seen == [torch.float32, torch.bfloat16, torch.float16]
+
+
+def test_the_loss_scale_of_fp16_is_undone_before_the_update() -> None:
+    expected = run(train_config(), steps=3)
+    found = run(train_config(autocast="fp16", loss_scale=256), steps=3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+    assert gradient_scale(train_config(autocast="fp16", loss_scale=256)) == 256
+    assert gradient_scale(train_config(autocast="bf16", loss_scale=256)) == 1
+
+
+def test_small_gradients_are_kept_by_the_loss_scale_and_lost_without() -> None:
+    task = Steep()
+    task.factor = 1e-7
+
+    def gradient(scale: int) -> Tensor:
+        config = train_config(autocast="fp16", loss_scale=scale, learning_rate=1.0)
+        model, _, stepper = make(config, task)
+        before = weights_of(model)
+        stepper.micro_step(TinyData.make(3).fetch(range(3)), last=True)
+        return weights_of(model) - before
+
+    assert float(gradient(2**15).norm()) > 2 * float(gradient(1).norm())
 
 
 def test_a_batch_of_another_size_than_asked_for_is_refused() -> None:

@@ -37,6 +37,10 @@ def test_both_ends_have_the_limits_and_no_compression() -> None:
         assert options["grpc.compression_enabled_algorithms_bitset"] == 1
 
 
+def test_a_connection_without_a_call_is_not_kept() -> None:
+    assert dict(server_options())["grpc.max_connection_idle_ms"] == channel.IDLE_SECONDS * 1000
+
+
 def test_a_channel_expects_the_name_of_the_server_s_certificate() -> None:
     assert dict(channel_options("coordinator"))["grpc.ssl_target_name_override"] == "coordinator"
 

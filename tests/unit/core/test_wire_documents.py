@@ -54,6 +54,13 @@ def test_every_field_is_described(document: type[WireMessage]) -> None:
         assert field.description, f"{document.__name__}.{name}"
 
 
+def test_a_token_is_in_no_repr() -> None:
+    with_token = [document for document in DOCUMENTS if hasattr(document, "token")]
+    assert {kind(document) for document in with_token} == {"Invitation", "JoinRequest"}
+    for document in with_token:
+        assert document.token not in repr(document)  # type: ignore[attr-defined]
+
+
 def test_the_transcript_of_a_session_binds_every_part() -> None:
     parts: dict[str, Any] = {
         "federation": "clinic",

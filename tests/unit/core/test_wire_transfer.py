@@ -164,6 +164,16 @@ def test_what_does_not_fit_is_not_swallowed_for_ever() -> None:
         receiver.feed(chunk)
 
 
+def test_small_chunks_of_what_does_not_fit_are_not_swallowed_for_long() -> None:
+    """A byte in a frame of its own costs as much time as many."""
+    receiver = Receiver(lambda begin: None, max_swallowed_bytes=2 * CHUNK_BYTES)
+    receiver.feed(GOOD_TRANSFER[0])
+    for _ in range(32):
+        receiver.feed(Chunk(b"1"))
+    with pytest.raises(SessionError, match="a message that does not fit, got ever more"):
+        receiver.feed(Chunk(b"1"))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

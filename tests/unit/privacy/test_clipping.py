@@ -60,18 +60,19 @@ def test_one_example_more_or_less_moves_the_sum_by_at_most_the_clip(
     seed=st.integers(0, 1000),
     scale=st.sampled_from([1.0, 30.0, 1e3]),
     length=st.integers(2, 12),
+    autocast=st.sampled_from(["bf16", "fp16"]),
 )
 def test_mixed_precision_keeps_to_the_clip(
-    shape: dict[str, Any], mode: str, seed: int, scale: float, length: int
+    shape: dict[str, Any], mode: str, seed: int, scale: float, length: int, autocast: str
 ) -> None:
     model = scaled(tiny_model(seed, **shape), scale)
     one = TinyData.make(1, seed, fixed_length=length).fetch([0])
-    norm = float(clipped_sum(mode, model, [one], clip=CLIP, autocast="bf16").double().norm())
+    norm = float(clipped_sum(mode, model, [one], clip=CLIP, autocast=autocast).double().norm())
     assert norm <= CLIP
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("autocast", ["off", "bf16"])
+@pytest.mark.parametrize("autocast", ["off", "bf16", "fp16"])
 @pytest.mark.parametrize("mode", ["hooks", "one_backward"])
 def test_the_clip_is_reached_and_small_gradients_are_left(
     shape: dict[str, Any], mode: str, autocast: str

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.errors import PrivacyError, UnsupportedLayerError
 from core.tasks.interface import Batch
@@ -312,17 +312,18 @@ def test_the_source_alone_decides() -> None:
 
 
 def test_sites_on_two_threads_train_as_one_after_another() -> None:
-    def site(number: int) -> Tensor:
+    def site(number: int, model: nn.Module) -> Tensor:
         config: TrainConfig = train_config()
         return train(
-            tiny_model(number),
+            model,
             TinyData.make(12, seed=number),
             plan_of(steps=8),
             source=known_source(f"site {number}"),
             config=config,
         )
 
-    alone = [site(number) for number in range(4)]
+    alone = [site(number, tiny_model(number)) for number in range(4)]
+    models = [tiny_model(number) for number in range(4)]  # torch's generator is one for all threads
     with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(site, range(4)))
+        together = list(pool.map(site, range(4), models))
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))

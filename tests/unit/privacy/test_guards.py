@@ -47,9 +47,12 @@ def with_parameter_of_its_own() -> nn.Module:
 
 REFUSED: list[Any] = [
     (with_parameter_of_its_own, "Linear; its trained parameters are not of a supported layer"),
-    (lambda: nn.BatchNorm1d(4), "BatchNorm1d; it has buffers"),
-    (lambda: nn.BatchNorm1d(4, affine=False), "BatchNorm1d; it has buffers"),
-    (lambda: nn.BatchNorm1d(4, track_running_stats=False), "BatchNorm1d; its trained parameters"),
+    (lambda: nn.BatchNorm1d(4), "BatchNorm1d; it mixes the examples"),
+    (lambda: nn.SyncBatchNorm(4), "SyncBatchNorm; it mixes the examples"),
+    (
+        lambda: nn.BatchNorm1d(4, affine=False, track_running_stats=False),
+        "BatchNorm1d; it mixes the examples",
+    ),
     (with_buffer, "Linear; it has buffers"),
     (lambda: nn.Conv1d(2, 2, 1), "Conv1d; its trained parameters are not of a supported layer"),
     (lambda: LinearOfTheirOwn(2, 2), "LinearOfTheirOwn; its trained parameters"),
@@ -85,6 +88,9 @@ def test_frozen_layers_may_be_of_any_kind_but_carry_no_statistics() -> None:
     model = Outer(nn.Conv1d(2, 2, 1).requires_grad_(False))
     check_layers(model)
     model.layer = nn.BatchNorm1d(2).requires_grad_(False)
+    with pytest.raises(UnsupportedLayerError, match="it mixes the examples of a batch"):
+        check_layers(model)
+    model.layer = nn.InstanceNorm1d(2, track_running_stats=True)
     with pytest.raises(UnsupportedLayerError, match="it has buffers"):
         check_layers(model)
 
@@ -187,20 +193,28 @@ def test_a_model_that_couples_examples_is_refused(training_only: bool) -> None:
 
 
 def test_batch_statistics_that_are_not_tracked_are_refused() -> None:
-    """BatchNorm without parameters and buffers passes as a layer, so its effect must show."""
+    """As a layer, and, written by hand, by their effect."""
 
     class Normalised(TinyModel):
         def __init__(self) -> None:
             super().__init__(classes=2)
-            self.batch_norm = nn.BatchNorm1d(2, affine=False, track_running_stats=False)
+            self.batch_norm: nn.Module = nn.BatchNorm1d(2, affine=False, track_running_stats=False)
 
         def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
             scores: Tensor = super().forward(tokens, attention_mask)
             return scores if len(scores) == 1 else self.batch_norm(scores)
 
-    check_layers(Normalised())
+    class ByHand(nn.Module):
+        def forward(self, scores: Tensor) -> Tensor:
+            return nn.functional.batch_norm(scores, None, None, training=True)
+
+    model = Normalised()
+    with pytest.raises(UnsupportedLayerError, match="got batch_norm: BatchNorm1d; it mixes"):
+        check_layers(model)
+    model.batch_norm = ByHand()
+    check_layers(model)
     with pytest.raises(LossContractError, match="the same in a batch and alone"):
-        check_loss_contract(Normalised(), TinyTask(), make_loss(TinyTask(), autocast="off"))
+        check_loss_contract(model, TinyTask(), make_loss(TinyTask(), autocast="off"))
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 2), (4,)])

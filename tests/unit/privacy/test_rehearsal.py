@@ -127,6 +127,8 @@ def check(model: nn.Module, mode: str, autocast: str = "off") -> None:
         ("ghost", "off"),
         ("one_backward", "off"),
         ("one_backward", "bf16"),
+        ("hooks", "fp16"),
+        ("one_backward", "fp16"),
     ],
 )
 def test_good_models_pass_and_stay_as_they_were(

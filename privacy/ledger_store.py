@@ -100,16 +100,19 @@ class LedgerStore:
                 uri, uri=True, isolation_level=None, timeout=_BUSY_SECONDS, check_same_thread=False
             )
             try:
-                self._configure()
                 self._lock_file = os.open(files.key, os.O_RDONLY)
+                # SQLite does not wait where two make a fresh database's WAL at once.
+                with self.writing():
+                    self._configure()
             except BaseException:
-                self._connection.close()
+                self.close()
                 raise
 
     def close(self) -> None:
         """Closes the files."""
         self._connection.close()
-        os.close(self._lock_file)
+        if self._lock_file >= 0:
+            os.close(self._lock_file)
 
     @contextmanager
     def writing(self) -> Iterator[None]:

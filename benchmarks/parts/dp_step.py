@@ -169,15 +169,20 @@ def stepper_of(name: str, case: Case) -> Callable[[], None]:
 
 
 def check_equal(name: str, case: Case) -> float:
-    """Distance of the mode's sum over two examples to the oracle's, in parts of the clip."""
+    """Distance of the mode's sum over two examples to the oracle's, in parts of the clip.
+
+    Both clip at the clip less the mode's slack for rounding.
+    """
     model, config = model_of(case), config_of(case)
     batch, loss = random_batch(2, 32), make_loss(TASK, autocast=case.autocast)
     trained = [p for p in model.parameters() if p.requires_grad]
     expected = torch.zeros(sum(p.numel() for p in trained))
+    clip = CLIP * (1 - MODES[name].slack(config))
     for i in range(2):
         one = Batch(*(t[i : i + 1] for t in (batch.tokens, batch.attention_mask, batch.labels)))
         gradient = _flat(torch.autograd.grad(loss(model, one).sum(), trained))
-        expected += gradient * min(1.0, CLIP / float(gradient.norm()))
+        # In fp64: torch's fp32 norm of so long a vector is off in the fourth digit.
+        expected += gradient * min(1.0, clip / float(gradient.double().norm()))
     stepper = PrivateStepper(model, MODES[name], config)
     stepper.micro_step(batch, last=False)
     found = _flat([p.summed_grad for p in trained])  # type: ignore[attr-defined]
@@ -191,7 +196,9 @@ def _flat(tensors: Any) -> Tensor:
 def measure_time(name: str, case: Case, pairs: int) -> dict[str, Any]:
     """Ratios of steps taken in turns; where both are plain, how far noise of the machine goes."""
     gap = 0.0 if name == PLAIN else check_equal(name, case)
-    if not gap < (2**-5 if case.autocast == "bf16" else 2**-7):
+    # Ghost clipping takes norms and sums from two backward passes, which round apart.
+    fp32 = 1e-3 if name == "ghost" else 1e-5
+    if not gap < (2**-5 if case.autocast == "bf16" else fp32):
         raise SystemExit(f"{name}: the clipped sum is off by {gap:.2g} of the clip")
     plain, other = stepper_of(PLAIN, case), stepper_of(name, case)
     plain(), other()  # buffers, the optimizer's state

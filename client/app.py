@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.local_round import RoundResult, after_debit, check_kept, local_round
+from client.local_round import after_debit, check_kept, local_round
 from client.outbox import Outbox
 from client.site import Site, Workshop
 from core.array_codec import Encoded, Manifest, decode_arrays, encode_arrays
@@ -68,13 +68,13 @@ def _answer(
     kept = None if outbox is None else outbox.find(order)
     if kept is not None:
         check_kept(site, order, kept.reply)
-        return _travelling(kept.reply, kept.arrays)
+        return reply_content(kept.reply, kept.arrays)
     result = local_round(site, workshop, order, read_arrays(content, workshop.manifest))
     with after_debit(order):
         arrays = encode_arrays(result.arrays)
         if outbox is not None:
             outbox.keep(order, result.reply, arrays)
-        return _travelling(result.reply, arrays)
+        return reply_content(result.reply, arrays)
 
 
 def read_order(content: RecordDict) -> TrainTask:
@@ -88,22 +88,11 @@ def read_arrays(content: RecordDict, manifest: Manifest) -> Arrays:
     return dict(decode_arrays(dict(record), manifest))
 
 
-def reply_content(result: RoundResult) -> RecordDict:
+def reply_content(reply: TrainReply, arrays: Mapping[str, Encoded]) -> RecordDict:
     """What a round sends back."""
-    return _travelling(result.reply, encode_arrays(result.arrays))
-
-
-def _array(fields: Encoded) -> Array:
-    """Past Array.__init__, which takes longer to find out what it was given than all else here."""
-    array = Array.__new__(Array)
-    array.__dict__.update(zip(fields._fields, fields, strict=True))
-    return array
-
-
-def _travelling(reply: TrainReply, arrays: Mapping[str, Encoded]) -> RecordDict:
     record = ArrayRecord()
     for name, fields in arrays.items():
-        record[name] = _array(fields)
+        record[name] = Array(*fields)
     return RecordDict({"reply": ConfigRecord({"reply": encode(reply)}), "arrays": record})
 
 

@@ -6,10 +6,9 @@ process that its engine started.
 
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from flwr.app import DEFAULT_TTL, Array, Error, Message, Metadata, RecordDict
+from flwr.app import DEFAULT_TTL, Error, Message, Metadata, RecordDict
 from flwr.app.message.message import make_message
 from flwr.common.constant import ErrorCode
 from flwr.supercore.run import Run
@@ -57,14 +56,6 @@ def empty_run(run_id: int) -> Run:
     return Run.create_empty(run_id)
 
 
-def array_of(fields: Mapping[str, Any]) -> Array:
-    """``Array(**fields)``, past a constructor that takes longer to find out what it was given than
-    all else in a small order."""
-    array = Array.__new__(Array)
-    array.__dict__.update(fields)
-    return array
-
-
 def quiet_flower() -> None:
     """Keeps Flower's progress lines off stderr; its warnings stay."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -76,7 +67,6 @@ __all__ = [
     "NODE_UNAVAILABLE",
     "REPLY_REJECTED",
     "Run",
-    "array_of",
     "empty_run",
     "error_reply",
     "instruction",

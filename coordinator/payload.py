@@ -1,12 +1,12 @@
 """Named arrays as Flower's ``ArrayRecord`` and back; ``core.array_codec`` does the work."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import numpy.typing as npt
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord
 
-from coordinator.flower import array_of
 from core.array_codec import Manifest, decode_arrays, encode_arrays
 
 
@@ -14,7 +14,7 @@ def to_record(arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
     """Serialises arrays, in the order of their names."""
     record = ArrayRecord()
     for name, fields in encode_arrays(arrays).items():
-        record[name] = array_of(fields._asdict())
+        record[name] = Array(*fields)
     return record
 
 
@@ -22,7 +22,7 @@ def share_record(record: ArrayRecord) -> ArrayRecord:
     """A record of its own for another node, over the same immutable bytes."""
     shared = ArrayRecord()
     for name, array in record.items():
-        shared[name] = array_of(array.__dict__)
+        shared[name] = copy.copy(array)
     return shared
 
 

@@ -49,13 +49,12 @@ def initial_arrays() -> dict[str, np.ndarray]:
 def run_cloister(clients: int, rounds: int, workers: float, folder: Path) -> tuple[float, object]:
     """The seconds of our round loop on our grid, and the final weights."""
     from client.app import read_arrays, read_order, reply_content
-    from client.local_round import RoundResult
     from coordinator.app import build_server_app, start
     from coordinator.events import SilentEvents
     from coordinator.grids.in_process import InProcessGrid
     from coordinator.rounds import RunPlan
     from coordinator.run_record import RoundResult as RoundRecord
-    from core.array_codec import manifest_of
+    from core.array_codec import encode_arrays, manifest_of
     from core.config import FederationConfig
     from core.config_files import parse_config
     from core.digests import arrays_digest
@@ -81,7 +80,7 @@ def run_cloister(clients: int, rounds: int, workers: float, folder: Path) -> tup
             spent=SpentBudget(epsilon=None, delta=1e-5, private=False),
             ledger_head=LedgerHead(sequence=order.server_round, digest="0" * 64),
         )
-        return Message(reply_content(RoundResult(reply, arrays)), reply_to=message)
+        return Message(reply_content(reply, encode_arrays(arrays)), reply_to=message)
 
     class Final(SilentEvents):
         def round_finished(self, result: RoundRecord) -> None:

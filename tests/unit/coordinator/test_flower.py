@@ -14,7 +14,6 @@ from coordinator.flower import (
     CLIENT_RAISED,
     COORDINATOR_NODE_ID,
     NODE_UNAVAILABLE,
-    array_of,
     empty_run,
     error_reply,
     instruction,
@@ -60,14 +59,6 @@ def test_make_message_keeps_metadata_and_content_as_they_are() -> None:
 
     assert copy.metadata is message.metadata
     assert copy.content is message.content
-
-
-def test_an_array_past_the_constructor_is_flowers_array() -> None:
-    made = Array("float32", (2,), "numpy.ndarray", b"payload")
-    ours = array_of(made.__dict__)
-    assert ours == made
-    assert ours.__dict__ == made.__dict__
-    assert isinstance(ours, Array)
 
 
 def test_an_empty_run_is_flowers_run() -> None:

@@ -5,8 +5,8 @@ import sys
 
 from client.enrolment import join, read_invitation, wait_for_approval
 from client.identity_folder import IdentityFolder
-from core.config import SiteConfig
 from core.config_files import load_config
+from core.site_config import SiteConfig
 
 
 def run_join(options: argparse.Namespace) -> int:

@@ -18,9 +18,9 @@ from client.membership import check_membership
 from client.outbox import Outbox
 from client.service import Arrived, SiteService
 from client.session_io import Stream
-from core.config import SiteConfig
 from core.config_files import load_config
 from core.process import no_core_dumps
+from core.site_config import SiteConfig
 from core.wire.documents import Invitation
 from privacy.identities.clock import utc_now
 

@@ -5,8 +5,8 @@ import json
 import sys
 
 from client.installation import Installation
-from core.config import SiteConfig
 from core.config_files import load_config
+from core.site_config import SiteConfig
 
 
 def run_task(options: argparse.Namespace) -> int:

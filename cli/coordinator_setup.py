@@ -21,7 +21,8 @@ from coordinator.service.credentials import (
     replace_issuing,
 )
 from coordinator.service.folder import CoordinatorFolder
-from core.config import CoordinatorConfig, FederationConfig
+from core.config import FederationConfig
+from core.coordinator_config import CoordinatorConfig
 from core.errors import ConfigError, ServiceError
 from core.messages import encode
 from privacy.identities.authority import create_issuing_authority

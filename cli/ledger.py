@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from client.installation import ledger_path
-from core.config import SiteConfig
 from core.config_files import load_config
 from core.errors import ConfigError, LedgerError
+from core.site_config import SiteConfig
 from privacy.accounting import EpsilonReport
 from privacy.ledger import Ledger
 from privacy.ledger_entries import Entry

@@ -13,7 +13,6 @@ from core.config import (
     MemberSection,
     PolicySection,
     SimulationSection,
-    SiteConfig,
 )
 from core.config_files import load_config
 from core.data.dataset import TokenizedDataset
@@ -22,6 +21,7 @@ from core.data.records import RecordSource
 from core.data.sources import open_source
 from core.errors import ConfigError
 from core.messages import TrainingTerms
+from core.site_config import SiteConfig
 from privacy.ledger import Ledger
 
 

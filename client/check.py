@@ -17,7 +17,6 @@ from client.membership import check_admission, check_clock, check_membership
 from client.policy import check_terms
 from client.session_io import probe
 from core.blueprint import Blueprint
-from core.config import SiteConfig
 from core.config_files import load_config
 from core.errors import (
     BudgetExceededError,
@@ -27,6 +26,7 @@ from core.errors import (
     PolicyRefusedError,
 )
 from core.messages import TrainingTerms
+from core.site_config import SiteConfig
 from core.wire.documents import PROTOCOL_VERSION, Invitation, RosterMember
 from core.wire.frames import NONCE_BYTES, Hello
 from privacy.identities.clock import read_timestamp, utc_now, write_timestamp

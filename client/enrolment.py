@@ -10,9 +10,9 @@ from typing import Any, Final
 from client.calls import call, enrolment_channel
 from client.identity_folder import IdentityFolder
 from client.membership import check_admission, check_clock
-from core.config import SiteConfig
 from core.errors import CloisterError, IdentityError, SessionError
 from core.messages import MAX_MESSAGE_BYTES, decode
+from core.site_config import SiteConfig
 from core.wire.channel import COLLECT, JOIN
 from core.wire.documents import CollectReply, Invitation, JoinReply, SignedRoster
 from privacy.identities.certificates import read_certificate

@@ -20,9 +20,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
-from core.config import IdentitySection
 from core.errors import CloisterError, IdentityError
 from core.messages import WireMessage, decode, encode
+from core.site_config import IdentitySection
 from core.wire.documents import Invitation, SignedRoster
 from privacy.identities.certificates import PeerCertificate, check_certificate
 from privacy.identities.tls_keys import TlsKey

@@ -9,13 +9,14 @@ import torch
 
 from client.site import Site, TestRandomness, Workshop, check_size, fresh_randomness
 from core.blueprint import Blueprint, make_blueprint, training_terms
-from core.config import FederationConfig, SiteConfig
+from core.config import FederationConfig
 from core.config_files import load_config
 from core.data.dataset import TokenizedDataset
 from core.data.records import RecordSource
 from core.data.sources import open_source
 from core.errors import ConfigError
 from core.messages import TrainingTerms, TrainTask
+from core.site_config import SiteConfig
 from privacy.ledger import Ledger
 from privacy.random_source import RandomSource
 

@@ -3,8 +3,8 @@
 from datetime import datetime
 
 from client.identity_folder import IdentityFolder
-from core.config import SiteConfig
 from core.errors import IdentityError
+from core.site_config import SiteConfig
 from core.wire.documents import Invitation, Roster, RosterMember, SignedRoster
 from privacy.identities.clock import CLOCK_ALLOWANCE, write_timestamp
 from privacy.identities.roster import check_roster

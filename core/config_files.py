@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from core.config import CoordinatorConfig, FederationConfig, LedgerSection, Section, SiteConfig
+from core.config import FederationConfig, Section
+from core.coordinator_config import CoordinatorConfig
 from core.errors import ConfigError
+from core.site_config import LedgerSection, SiteConfig
 
 Config = TypeVar("Config", FederationConfig, SiteConfig, CoordinatorConfig)
 

@@ -24,7 +24,9 @@ from pydantic import TypeAdapter  # noqa: E402
 from pydantic_core import PydanticUndefined  # noqa: E402
 
 from cli.main import build_parser  # noqa: E402
-from core.config import CoordinatorConfig, FederationConfig, Section, SiteConfig  # noqa: E402
+from core.config import FederationConfig, Section  # noqa: E402
+from core.coordinator_config import CoordinatorConfig  # noqa: E402
+from core.site_config import SiteConfig  # noqa: E402
 
 PACKAGES = ("cli", "coordinator", "client", "privacy", "core")
 OTHERS = {

@@ -37,7 +37,7 @@ from coordinator.payload import from_record
 from coordinator.service.doorkeeper import Doorkeeper
 from coordinator.service.servers import Servers, ServerTls, serve
 from core.array_codec import Manifest
-from core.config import LivenessSection
+from core.coordinator_config import LivenessSection
 from core.digests import arrays_digest
 from core.errors import IdentityError
 from core.messages import encode

@@ -26,10 +26,11 @@ import numpy as np
 
 from client.identity_folder import IdentityFolder
 from core.array_codec import ArraySpec, Encoded, Manifest, manifest_of
-from core.config import IdentitySection, PrivacySection, TaskSection
+from core.config import PrivacySection, TaskSection
 from core.digests import ArraysDigest
 from core.messages import LedgerHead, SpentBudget, TrainingTerms, TrainReply, TrainTask
 from core.model import ModelConfig
+from core.site_config import IdentitySection
 from core.train import TrainConfig
 from core.wire.documents import Invitation, Roster, RosterMember, SignedRoster
 from privacy.identities.authority import Authority, create_authority

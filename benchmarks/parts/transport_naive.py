@@ -34,8 +34,8 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
 from client.identity_folder import IdentityFolder
 from core.array_codec import decode_arrays
-from core.config import IdentitySection
 from core.digests import arrays_digest
+from core.site_config import IdentitySection
 from privacy.identities.names import server_tls_name
 
 METHOD = "/naive.Rival/Exchange"

@@ -32,9 +32,9 @@ from client.service import Arrived, SiteService
 from client.session_io import Stream
 from client.worker import App
 from core.array_codec import Encoded, Manifest, encode_arrays
-from core.config import IdentitySection
 from core.digests import arrays_digest
 from core.messages import Refusal, TrainTask, encode
+from core.site_config import IdentitySection
 
 
 def build_app(mode: str, manifest: Manifest, held: dict[str, Encoded]) -> App:

@@ -24,7 +24,7 @@ from coordinator.grids.link import Traffic
 from coordinator.grids.of_run import GridOfRun
 from coordinator.grids.switchboard import Switchboard
 from core.array_codec import Manifest
-from core.config import LivenessSection
+from core.coordinator_config import LivenessSection
 from core.errors import RunError
 
 

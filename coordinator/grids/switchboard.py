@@ -14,7 +14,7 @@ from coordinator.grids.dispatch import Answer, Dispatch, Failure
 from coordinator.grids.envelopes import answered_round
 from coordinator.grids.link import Link, Traffic, Uncounted
 from core.array_codec import Manifest
-from core.config import LivenessSection
+from core.coordinator_config import LivenessSection
 from core.errors import CloisterError, SessionError
 from core.wire.frames import (
     MAX_REASON,

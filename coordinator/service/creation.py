@@ -12,9 +12,10 @@ from coordinator.service.admissions import Admissions
 from coordinator.service.credentials import load_credentials, seal_issuing, seal_server_key
 from coordinator.service.folder import CoordinatorFolder, split_address
 from coordinator.service.store import Store
-from core.config import CoordinatorConfig, FederationConfig
+from core.config import FederationConfig
 from core.config_files import config_of_overrides, load_config
 from core.config_text import config_text
+from core.coordinator_config import CoordinatorConfig
 from core.errors import ServiceError
 from privacy.identities.authority import create_authority
 from privacy.identities.names import role_tls_name, server_tls_name

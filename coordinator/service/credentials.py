@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from coordinator.service.folder import CoordinatorFolder, read_text
-from core.config import AuthoritySection
+from core.coordinator_config import AuthoritySection
 from core.digests import canonical_json
 from core.errors import IdentityError, ServiceError, SiteKeyError
 from core.sealed_arrays import Seal

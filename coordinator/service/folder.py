@@ -24,8 +24,9 @@ from pathlib import Path
 
 from coordinator.run_directory import write_json
 from coordinator.service.store import Store
-from core.config import CoordinatorConfig, FederationConfig
+from core.config import FederationConfig
 from core.config_files import load_config
+from core.coordinator_config import CoordinatorConfig
 from core.errors import ServiceError
 from privacy.vault import Vault
 

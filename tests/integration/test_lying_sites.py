@@ -26,7 +26,7 @@ from coordinator.rounds import RunPlan, run_rounds
 from coordinator.run_directory import RunDirectory
 from coordinator.run_record import RoundResult, RunRecord
 from core.array_codec import encode_arrays, manifest_of
-from core.config import LivenessSection
+from core.coordinator_config import LivenessSection
 from core.digests import arrays_digest
 from core.errors import QuorumError
 from core.messages import TrainReply, decode, encode

@@ -25,7 +25,7 @@ from coordinator.service.servers import Servers
 from coordinator.service.sessions import Sessions
 from coordinator.service.throttle import Throttle
 from core.array_codec import manifest_of
-from core.config import LivenessSection
+from core.coordinator_config import LivenessSection
 from core.digests import arrays_digest
 from core.errors import RunError, SessionError, VaultError
 from core.messages import decode, encode

@@ -8,7 +8,7 @@ from typing import Any
 
 from coordinator.grids.remote import RemoteGrid
 from coordinator.service.servers import Servers, ServerTls, serve
-from core.config import LivenessSection
+from core.coordinator_config import LivenessSection
 from core.errors import IdentityError
 from core.wire.documents import (
     CollectReply,

@@ -7,9 +7,9 @@ from pathlib import Path
 from client.enrolment import collect, join
 from client.identity_folder import IdentityFolder
 from coordinator.service.servers import Servers
-from core.config import SiteConfig
 from core.config_files import load_config
 from core.messages import encode
+from core.site_config import SiteConfig
 from tests.support.command import cloister
 from tests.support.federation import FEDERATION, write_records
 from tests.support.joining import Consortium

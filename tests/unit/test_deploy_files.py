@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from cli.main import build_parser
-from core.config import ListenSection, ServiceSection
+from core.coordinator_config import ListenSection
+from core.site_config import ServiceSection
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

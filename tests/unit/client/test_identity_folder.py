@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from client.identity_folder import IdentityFolder
-from core.config import IdentitySection
 from core.errors import IdentityError, SiteKeyError, VaultError
+from core.site_config import IdentitySection
 from tests.support.documents import INVITATION, SIGNED
 from tests.support.joining import Consortium
 

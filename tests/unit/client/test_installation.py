@@ -6,9 +6,9 @@ import pytest
 
 from client.installation import Installation
 from client.site import TestRandomness, fresh_randomness
-from core.config import SiteConfig
 from core.config_files import load_config
 from core.errors import ConfigError, DataError, PrivacyError
+from core.site_config import SiteConfig
 from tests.support.federation import TEST_KEY, write_records
 from tests.support.installed_site import InstalledSite, install_site
 

@@ -17,7 +17,7 @@ from coordinator.orders import task_content
 from coordinator.payload import to_record
 from coordinator.validation import ReplyRules, sort_replies
 from core.array_codec import encode_arrays, manifest_of
-from core.config import LivenessSection
+from core.coordinator_config import LivenessSection
 from core.digests import arrays_digest
 from core.errors import RunError, SessionError
 from core.messages import encode

@@ -14,17 +14,11 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from core import config as config_module
 from core import config_files
-from core.config import (
-    FederationConfig,
-    MemberSection,
-    PretrainedModel,
-    Section,
-    SiteConfig,
-    config_digest,
-)
+from core.config import FederationConfig, MemberSection, PretrainedModel, Section, config_digest
 from core.config_files import load_config, parse_config
 from core.errors import ConfigError
 from core.model import ModelConfig
+from core.site_config import SiteConfig
 from core.train import TrainConfig
 
 FEDERATION = """

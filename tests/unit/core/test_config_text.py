@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from core.config import CoordinatorConfig
 from core.config_files import config_of_overrides, parse_config
 from core.config_text import config_text
+from core.coordinator_config import CoordinatorConfig
 from core.errors import ConfigError
 
 

@@ -104,7 +104,7 @@ class _Findings:
 
 def _check_installation(look: _Findings, installation: Installation) -> None:
     look.at("disk", lambda: _disk(installation), lambda megabytes: f"{megabytes} MB free")
-    look.at(
+    records = look.at(
         "data",
         installation.records,
         lambda _: "every record and column fits",
@@ -119,11 +119,12 @@ def _check_installation(look: _Findings, installation: Installation) -> None:
     blueprint = look.at("model", installation.blueprint, lambda found: f"{found.section.kind}")
     if blueprint is None:
         return
-    look.at(
-        "declared size",
-        lambda: installation.open_site(blueprint),
-        lambda site: f"{site.num_examples}: the records go with it",
-    )
+    if records is not None:
+        look.at(
+            "declared size",
+            lambda: installation.open_site(blueprint),
+            lambda site: f"{site.num_examples}: the records go with it",
+        )
     look.at(
         "approved task", lambda: _approved(installation, blueprint), lambda terms: terms.digest()
     )

@@ -139,8 +139,10 @@ class IdentityFolder:
         Raises:
             IdentityError: The site has not joined.
         """
-        self.check_folder()
-        membership = self.membership()
+        membership = None
+        if os.path.lexists(self.folder):
+            self.check_folder()
+            membership = self.membership()
         if membership is None:
             raise IdentityError(
                 f"expected a site that has joined, got nothing pinned in {self.folder}",

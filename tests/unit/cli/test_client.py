@@ -92,7 +92,7 @@ def test_join_with_a_file_that_is_no_invitation(site: InstalledSite) -> None:
 @pytest.mark.usefixtures("own_logging")
 @pytest.mark.parametrize(
     ("tool", "message"),
-    [("start", "`cloister client join` makes it"), ("check", "")],
+    [("start", "cloister client join INVITATION --config FILE"), ("check", "")],
 )
 def test_a_site_that_has_not_joined(site: InstalledSite, tool: str, message: str) -> None:
     done = client(tool, site)

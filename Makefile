@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 READY_RAY := $(VENV)/.ready-ray
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types imports format bench check clean
+.PHONY: help setup demo test test-slow soak lint types imports format bench check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,10 +30,13 @@ demo: $(READY) ## train the embedded example of three hospitals and show what it
 	$(BIN)/cloister simulate --output runs/demo
 
 test: $(READY) ## run the tests that take seconds to minutes
-	$(BIN)/python -m pytest -q -n auto -m "not slow"
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not soak"
 
 test-slow: $(READY_RAY) ## run all tests, including those that take minutes each; installs Ray
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not soak"
+
+soak: $(READY) ## lie to secure aggregation in 100,000 random ways; takes about half an hour
+	$(BIN)/python -m pytest -q -n auto -m soak
 
 lint: $(READY) ## check style
 	$(BIN)/ruff check .

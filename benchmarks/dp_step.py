@@ -1,6 +1,7 @@
 """A step of DP-SGD against the same step without privacy: time and memory, in every mode.
 
     python benchmarks/dp_step.py [--quick] [--json] [--only CASE ...] [--modes MODE ...]
+    python benchmarks/dp_step.py --profile [--only CASE ...]    where the time of a step goes
 
 GPT-style models of 6 layers (vocabulary 8192, AdamW, noise at every step, 27 million weights at
 d512). Private and plain steps are taken in turns in one process, on the allocator setting of
@@ -23,6 +24,7 @@ from typing import Any
 from parts.report import Report
 
 PART = Path(__file__).parent / "parts/dp_step.py"
+PHASES = Path(__file__).parent / "parts/dp_phases.py"
 CASES = (
     "d512", "d512_micro8", "d256", "d256_B32", "d256_T512", "d256_tied", "d256_lora8", "d256_bf16",
 )  # fmt: skip
@@ -66,9 +68,24 @@ def measure(report: Report, case: str, modes: tuple[str, ...], *, quick: bool) -
         report.notes.append(f"{case}, {mode}: clipped sum off by {timed['gap']:.1e} of the clip")
 
 
+def profile(report: Report, case: str, *, quick: bool) -> None:
+    """Milliseconds by phase, plain beside one backward pass, in turns in one process."""
+    steps = _print_of(PHASES, case, "--pairs", str(3 if quick else 11))
+    whole = {kind: [sum(step.values()) for step in taken] for kind, taken in steps.items()}
+    ratios = [b / a for a, b in zip(whole[PLAIN], whole["one_backward"], strict=True)]
+    report.add(f"time_ratio/one_backward/{case}", ratios, "x")
+    for kind, taken in steps.items():
+        for phase in taken[0]:
+            report.add(f"{phase}/{kind}/{case}", [1e3 * step[phase] for step in taken], "ms")
+
+
 def _call(what: str, mode: str, case: str, pairs: int = 0) -> dict[str, Any]:
-    """What the part prints, in a fresh process."""
-    command = [sys.executable, str(PART), what, mode, case, "--pairs", str(pairs)]
+    return _print_of(PART, what, mode, case, "--pairs", str(pairs))
+
+
+def _print_of(part: Path, *arguments: str) -> dict[str, Any]:
+    """What a part prints, in a fresh process."""
+    command = [sys.executable, str(part), *arguments]
     environment = os.environ | ALLOCATOR
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -86,12 +103,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--only", nargs="+", choices=CASES, help="these cases")
     parser.add_argument("--modes", nargs="+", choices=MODES, help="these modes")
+    parser.add_argument("--profile", action="store_true", help="phases in place of ratios")
     options = parser.parse_args()
     cases = tuple(options.only or (QUICK_CASES if options.quick else CASES))
     modes = tuple(options.modes or (QUICK_MODES if options.quick else MODES))
     report = Report()
+    if options.profile:
+        cases, modes = tuple(options.only or ("d512",)), ("one_backward",)
     for case in cases:
-        measure(report, case, modes, quick=options.quick)
+        if options.profile:
+            profile(report, case, quick=options.quick)
+        else:
+            measure(report, case, modes, quick=options.quick)
     report.notes.append(f"cases: {' '.join(cases)}; modes: {' '.join(modes)}")
     report.print(("cloister", "numpy", "opacus", "torch"), as_json=options.json)
 

@@ -9,16 +9,13 @@ falls short.
 """
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from parts.processes import answer, end, start
 from parts.report import Report
 
-PARTS = Path(__file__).parent / "parts"
 MEGABYTE = 1_000_000
 # What a process may need besides the model: interpreter, torch, gRPC, what is on the way.
 OVERHEAD = 300 * MEGABYTE
@@ -30,18 +27,18 @@ def exchange(
     """One measurement: what the coordinator found, and what the sites say at their end."""
     common = [mode, "--sites", str(sites), "--size", str(size)]
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        coordinator = _start(
+        coordinator = start(
             "transport_coordinator.py", *common, "--count", str(count), "--folder", place
         )
         members = None
         try:
-            _answer(coordinator)
-            members = _start("transport_sites.py", *common, "--folder", place)
-            found = _answer(coordinator)
+            answer(coordinator)
+            members = start("transport_sites.py", *common, "--folder", place)
+            found = answer(coordinator)
             members.terminate()
-            left = _answer(members)
+            left = answer(members)
         finally:
-            _end(members, coordinator)
+            end(members, coordinator)
     return found, left
 
 
@@ -93,44 +90,20 @@ def naive_exchange(
     """The rival: Flower's records as one protobuf message in one gRPC call, over mutual TLS."""
     common = ["--size", str(size)]
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        server = _start("transport_naive.py", "server", mode, *common, "--folder", place)
+        server = start("transport_naive.py", "server", mode, *common, "--folder", place)
         client = None
         try:
-            port = _answer(server)["port"]
+            port = answer(server)["port"]
             arguments = ("client", mode, *common, "--folder", place)
-            client = _start(
+            client = start(
                 "transport_naive.py", *arguments, "--port", str(port), "--count", str(count)
             )
-            found = _answer(client)
+            found = answer(client)
             server.terminate()
-            left = _answer(server)
+            left = answer(server)
         finally:
-            _end(client, server)
+            end(client, server)
     return found, left
-
-
-def _start(script: str, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(PARTS / script), *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-
-
-def _end(*processes: "subprocess.Popen[str] | None") -> None:
-    """Lets each process end, one after the other; kills those that do not."""
-    for process in processes:
-        if process is not None:
-            try:
-                process.communicate(timeout=15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    line = process.stdout.readline() if process.stdout else ""
-    if not line:
-        raise SystemExit(f"{process.args} ended without an answer")
-    answer: dict[str, Any] = json.loads(line)
-    return answer
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from types import FrameType
 from cli.logs import log_json_lines
 from coordinator.service.folder import CoordinatorFolder
 from coordinator.service.service import CoordinatorService
-from core.process import allow_many_files, no_core_dumps
+from core.process import allow_many_files
 
 _INTERRUPTED = 130
 
@@ -20,7 +20,6 @@ def run_start(options: argparse.Namespace) -> int:
         CloisterError: Whatever keeps the service from starting.
     """
     log_json_lines(options.verbose)
-    no_core_dumps()
     allow_many_files()
     with CoordinatorService.open(CoordinatorFolder(options.folder), options.overrides) as service:
         _stop_on_signals(service)

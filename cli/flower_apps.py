@@ -29,8 +29,9 @@ from coordinator.flower_engine import build_engine_server_app
 from coordinator.planning import leave_model, make_plan, training_device
 from coordinator.rounds import RunPlan
 from core.blueprint import Blueprint, make_blueprint, training_terms
-from core.config import FederationConfig, MemberSection, SimulationSection
+from core.config import FederationConfig, SimulationSection
 from core.config_files import load_config
+from core.config_sections import MemberSection
 from core.errors import ConfigError
 from core.messages import TrainingTerms
 

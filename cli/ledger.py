@@ -110,9 +110,14 @@ def _mechanism(entry: Entry) -> str:
     if entry.kind == "settle":
         return f"{body['executed_steps']} steps ran of entry {body['reserve']}"
     event = body.get("event", {"kind": ""})
-    if event["kind"] != "dp-sgd":
+    if event["kind"] not in ("dp-sgd", "distributed-dp-sgd"):
         return str(event["kind"])
-    return (
-        f"dp-sgd: noise {event['noise_multiplier']:g}, rate {event['sample_rate']:g}, "
+    steps = (
         f"{event['steps']} steps"
+        if event["kind"] == "dp-sgd"
+        else f"1 step, bears {event['colluding_sites']} colluding"
+    )
+    return (
+        f"{event['kind']}: noise {event['noise_multiplier']:g}, rate {event['sample_rate']:g}, "
+        f"{steps}"
     )

@@ -17,6 +17,7 @@ from cli.client import add_client
 from cli.coordinator import add_coordinator
 from core.allocator import keep_freed_memory
 from core.errors import CloisterError
+from core.process import no_core_dumps
 
 # Before the first import of Flower, Ray or a Hugging Face library: none may call home.
 OFFLINE: Final = {
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None, *, own_process: bool = True) ->
 
     Args:
         arguments: The command line without the program's name; ``None`` for the process's own.
-        own_process: Set up the process's allocator, logging and warnings.
+        own_process: Set up the process's allocator, limits, logging and warnings.
 
     Returns:
         The exit code.
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None, *, own_process: bool = True) ->
     options = build_parser().parse_args(arguments)
     if own_process:
         keep_freed_memory()
+        no_core_dumps()
         _configure_logging(options.verbose)
     try:
         return int(options.run(options))

@@ -12,7 +12,12 @@ from rich.table import Table
 
 from cli.arguments import EMBEDDED
 from cli.progress import ProgressBar
-from cli.simulated_sites import chosen_members, open_sites, simulation_of
+from cli.simulated_sites import (
+    SimulatedFederation,
+    chosen_members,
+    open_sites,
+    simulation_of,
+)
 from client.app import build_client_app
 from client.site import Site, Workshop
 from coordinator.app import build_server_app, start
@@ -20,9 +25,11 @@ from coordinator.curves import write_curves
 from coordinator.grids.in_process import InProcessGrid
 from coordinator.planning import leave_model, make_plan, training_device
 from core.blueprint import Blueprint, make_blueprint, training_terms
-from core.config import FederationConfig, MemberSection, SimulationSection
+from core.config import FederationConfig, SimulationSection
 from core.config_files import load_config
+from core.config_sections import MemberSection
 from core.messages import TrainingTerms
+from core.wire.documents import SignedRoster
 
 
 def run_simulate(options: argparse.Namespace) -> int:
@@ -41,8 +48,10 @@ def run_simulate(options: argparse.Namespace) -> int:
         return 0
     folder = options.output or Path("runs") / config.federation.name
     members = chosen_members(config, simulation)
-    sites = open_sites(config, simulation, members, blueprint, terms, folder)
-    summary = _train(config, simulation, members, sites, blueprint, terms, folder)
+    federation = SimulatedFederation.of(config.federation.name, members)
+    sites = open_sites(config, simulation, members, blueprint, terms, folder, federation)
+    roster = federation.roster
+    summary = _train(config, simulation, members, sites, blueprint, terms, folder, roster)
     write_curves(folder)
     _print_summary(summary, folder, as_json=options.json)
     return 0
@@ -56,6 +65,7 @@ def _train(
     blueprint: Blueprint,
     terms: TrainingTerms,
     folder: Path,
+    roster: SignedRoster,
 ) -> Mapping[str, Any]:
     """Runs or resumes the rounds, and leaves the model in the run's folder."""
     device = training_device()
@@ -64,7 +74,15 @@ def _train(
     )
     nodes = {number: {"site": member.name} for number, member in enumerate(members, start=1)}
     with ProgressBar() as progress:
-        plan = make_plan(config, blueprint, terms, members, device=device, events=progress)
+        plan = make_plan(
+            config,
+            blueprint,
+            terms,
+            members,
+            device=device,
+            events=progress,
+            signed_roster=lambda: roster,
+        )
         with InProcessGrid(
             app,
             nodes,

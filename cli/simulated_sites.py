@@ -1,20 +1,18 @@
 """The sites of a simulation: their data, policies and ledgers, opened before any training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from client.site import Site, TestRandomness, check_size, fresh_randomness
+from client.standing import PinnedInMemory, Standing
 from core.blueprint import Blueprint
-from core.config import (
-    DataSection,
-    EvaluationSection,
-    FederationConfig,
-    MemberSection,
-    PolicySection,
-    SimulationSection,
-)
+from core.config import EvaluationSection, FederationConfig, SimulationSection
 from core.config_files import load_config
+from core.config_sections import DataSection, MemberSection, PolicySection
 from core.data.dataset import TokenizedDataset
 from core.data.partition import partition
 from core.data.records import RecordSource
@@ -22,7 +20,13 @@ from core.data.sources import open_source
 from core.errors import ConfigError
 from core.messages import TrainingTerms
 from core.site_config import SiteConfig
+from core.wire.documents import Roster, RosterMember, SignedRoster
+from privacy.identities.clock import utc_now, write_timestamp
+from privacy.identities.roster import sign_roster
 from privacy.ledger import Ledger
+from privacy.signing import SiteKey
+
+_LONGEST_SIMULATION: Final = timedelta(days=3650)
 
 
 def simulation_of(config: FederationConfig, path: Path) -> SimulationSection:
@@ -55,6 +59,42 @@ def chosen_members(config: FederationConfig, simulation: SimulationSection) -> l
     return sorted((s for s in config.sites if s.name in chosen), key=lambda s: s.name)
 
 
+@dataclass(frozen=True)
+class SimulatedFederation:
+    """Keys of the simulated sites, and the roster that a simulated admin signed."""
+
+    admin_key: str
+    keys: Mapping[str, SiteKey]
+    roster: SignedRoster
+
+    @classmethod
+    def of(cls, name: str, members: Sequence[MemberSection]) -> "SimulatedFederation":
+        """New keys, which live as long as the simulation."""
+        admin = SiteKey.generate()
+        keys = {member.name: SiteKey.generate() for member in members}
+        now = utc_now()
+        roster = Roster(
+            federation=name,
+            epoch=1,
+            issued=write_timestamp(now),
+            expires=write_timestamp(now + _LONGEST_SIMULATION),
+            members=tuple(
+                RosterMember(
+                    name=member.name,
+                    node_key=keys[member.name].public_hex,
+                    tls_name=f"{member.name}.simulated",
+                    num_examples=member.num_examples,
+                )
+                for member in sorted(members, key=lambda member: member.name)
+            ),
+        )
+        return cls(admin.public_hex, keys, sign_roster(roster, admin))
+
+    def standing(self, site: str) -> PinnedInMemory:
+        """A site's place in it."""
+        return PinnedInMemory(site, self.keys[site], self.admin_key, self.roster.roster.federation)
+
+
 def open_sites(
     config: FederationConfig,
     simulation: SimulationSection,
@@ -62,6 +102,7 @@ def open_sites(
     blueprint: Blueprint,
     terms: TrainingTerms,
     folder: Path,
+    federation: SimulatedFederation | None = None,
 ) -> dict[str, Site]:
     """Opens the data of ``members``, so that whatever is wrong with it shows before training.
 
@@ -72,6 +113,8 @@ def open_sites(
         blueprint: How the model is built.
         terms: What whoever simulates the sites approves in their name.
         folder: The run's folder; ledgers lie in it, unless a site's file says otherwise.
+        federation: The sites' keys and roster; without them no site takes part in secure
+            aggregation.
 
     Raises:
         CloisterError: A site's file or data cannot be used, or holds too many records.
@@ -102,6 +145,7 @@ def open_sites(
             _approve(policies[member.name], simulation, terms),
             folder / "sites" / member.name / ledgers[member.name],
             simulation,
+            federation.standing(member.name) if federation else None,
         )
         for member in members
     }
@@ -157,6 +201,7 @@ def _site(
     policy: PolicySection,
     ledger: Path,
     simulation: SimulationSection,
+    standing: Standing | None,
 ) -> Site:
     key = simulation.test_noise_key
     return Site(
@@ -166,4 +211,5 @@ def _site(
         open_ledger=partial(Ledger.open, ledger, site=member.name),
         randomness=fresh_randomness if key is None else TestRandomness(bytes.fromhex(key)),
         num_examples=member.num_examples,
+        standing=standing,
     )

@@ -1,26 +1,48 @@
-"""Flower's ClientApp over ``local_round``: messages in, replies or refusals out."""
+"""Flower's ClientApp over a site's rounds: messages in, replies or refusals out.
+
+Where the terms have no secure aggregation, a round is ``local_round``. Where they have, it is the
+training order and four exchanges after it; see ``client.secure_round``.
+"""
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.content import (
+    documents_content,
+    read_arrays,
+    read_document,
+    read_order,
+    refusal_content,
+    reply_content,
+)
 from client.local_round import after_debit, check_kept, local_round
 from client.outbox import Outbox
+from client.secure_round import SecureRound, SecureRounds
 from client.site import Site, Workshop
-from core.array_codec import Encoded, Manifest, decode_arrays, encode_arrays
-from core.errors import CloisterError, MessageError, RefusedError, RoundFailedError
-from core.messages import MAX_TEXT, Refusal, TrainReply, TrainTask, encode
-from core.parameters import Arrays
-from core.task_codec import decode_task
+from core.aggregation_messages import (
+    CONFIRMATION,
+    MASKED,
+    REVEAL,
+    SHARES,
+    Adverts,
+    AttemptMessage,
+    Confirmations,
+    SealedShares,
+    Survivors,
+)
+from core.array_codec import encode_arrays
+from core.errors import CloisterError, RoundFailedError
+from core.messages import TrainTask
+from core.wire.documents import SignedRoster
 
 logger = logging.getLogger(__name__)
 
-Record = TypeVar("Record", ArrayRecord, ConfigRecord)
-_UNREADABLE_RUN: Final = "0" * 16
-_ABOUT_THE_TASK: Final = (RefusedError, MessageError)
+Asked: TypeAlias = TrainTask | AttemptMessage
+_Step: TypeAlias = Callable[[SecureRound, Any], RecordDict]
 
 
 def build_client_app(
@@ -37,28 +59,61 @@ def build_client_app(
         outbox: Keeps computed replies; ``None`` in a simulation, where none can be lost.
     """
     app = ClientApp()
+    rounds = SecureRounds(workshop)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         site = site_of(context)
-        order: TrainTask | None = None
-        error: CloisterError
-        try:
-            order = read_order(message.content)
-            logger.info("%s: asked for round %d of %s", site.name, order.server_round, order.run_id)
-            content = _answer(site, workshop, order, message.content, outbox)
-            logger.info("%s: answers round %d", site.name, order.server_round)
-            return Message(content, reply_to=message)
-        except CloisterError as known:
-            error = known
-        except Exception:
-            # Whatever it is and says, it may speak of records.
-            logger.exception("%s: a round failed", site.name)
-            error = RoundFailedError("the round failed at the site")
-        logger.warning("%s refuses a round: %s", site.name, error)
-        return Message(refusal_content(error, site.name, order), reply_to=message)
 
+        def answer(order: TrainTask) -> RecordDict:
+            logger.info("%s: asked for round %d of %s", site.name, order.server_round, order.run_id)
+            if order.terms.secure_aggregation is not None:
+                return _begin(rounds.of(site), workshop, order, message.content)
+            return _answer(site, workshop, order, message.content, outbox)
+
+        return _reply(message, site, lambda: read_order(message.content), answer)
+
+    def exchange(message_type: str, document: str, kind: type[AttemptMessage], step: _Step) -> None:
+        def handle(message: Message, context: Context) -> Message:
+            site = site_of(context)
+            return _reply(
+                message,
+                site,
+                lambda: read_document(message.content, document, kind),
+                lambda asked: step(rounds.of(site), asked),
+            )
+
+        app.query(message_type.removeprefix("query."))(handle)
+
+    exchange(SHARES, "adverts", Adverts, _share)
+    exchange(MASKED, "shares", SealedShares, _mask)
+    exchange(CONFIRMATION, "survivors", Survivors, _confirm)
+    exchange(REVEAL, "confirmations", Confirmations, _reveal)
     return app
+
+
+def _reply(
+    message: Message,
+    site: Site,
+    read: Callable[[], Asked],
+    answer: Callable[[Any], RecordDict],
+) -> Message:
+    """The answer, or a refusal."""
+    asked: Asked | None = None
+    error: CloisterError
+    try:
+        asked = read()
+        content = answer(asked)
+        logger.info("%s: answers round %d", site.name, asked.server_round)
+        return Message(content, reply_to=message)
+    except CloisterError as known:
+        error = known
+    except Exception:
+        # Whatever it is and says, it may speak of records.
+        logger.exception("%s: a round failed", site.name)
+        error = RoundFailedError("the round failed at the site")
+    logger.warning("%s refuses a round: %s", site.name, error)
+    return Message(refusal_content(error, site.name, asked), reply_to=message)
 
 
 def _answer(
@@ -77,47 +132,26 @@ def _answer(
         return reply_content(result.reply, arrays)
 
 
-def read_order(content: RecordDict) -> TrainTask:
-    """The order in a message, or MessageError."""
-    return decode_task(_record(content, "task", ConfigRecord).get("task"))
+def _begin(
+    secure: SecureRound, workshop: Workshop, order: TrainTask, content: RecordDict
+) -> RecordDict:
+    roster = read_document(content, "roster", SignedRoster)
+    reply, advert = secure.begin(order, roster, read_arrays(content, workshop.manifest))
+    return documents_content({"reply": reply, "advert": advert})
 
 
-def read_arrays(content: RecordDict, manifest: Manifest) -> Arrays:
-    """The weights in a message, with the names and shapes of ``manifest``, or MessageError."""
-    record = _record(content, "arrays", ArrayRecord)
-    return dict(decode_arrays(dict(record), manifest))
+def _share(secure: SecureRound, adverts: Adverts) -> RecordDict:
+    return documents_content({"shares": secure.share(adverts)})
 
 
-def reply_content(reply: TrainReply, arrays: Mapping[str, Encoded]) -> RecordDict:
-    """What a round sends back."""
-    record = ArrayRecord()
-    for name, fields in arrays.items():
-        record[name] = Array(*fields)
-    return RecordDict({"reply": ConfigRecord({"reply": encode(reply)}), "arrays": record})
+def _mask(secure: SecureRound, shares: SealedShares) -> RecordDict:
+    said, values = secure.mask(shares)
+    return documents_content({"masked": said}, encode_arrays(values))
 
 
-def refusal_content(error: CloisterError, site: str, order: TrainTask | None) -> RecordDict:
-    """A refusal with its reason.
-
-    Guarantees:
-        Only errors about the task and the budget, which are raised before the site's data is
-        touched, carry their text; of any other, which may speak of files and records, the name
-        alone leaves the site.
-    """
-    speaks_of_the_task = isinstance(error, _ABOUT_THE_TASK)
-    refusal = Refusal(
-        run_id=order.run_id if order else _UNREADABLE_RUN,
-        server_round=order.server_round if order else 0,
-        site=site,
-        code=error.code,
-        message=error.message[:MAX_TEXT] if speaks_of_the_task else "see the site's own log",
-        hint=error.hint[:MAX_TEXT] if speaks_of_the_task else "",
-    )
-    return RecordDict({"refusal": ConfigRecord({"refusal": encode(refusal)})})
+def _confirm(secure: SecureRound, survivors: Survivors) -> RecordDict:
+    return documents_content({"confirmation": secure.confirm(survivors)})
 
 
-def _record(content: RecordDict, name: str, kind: type[Record]) -> Record:
-    record = content.get(name)
-    if not isinstance(record, kind):
-        raise MessageError(f"expected the {kind.__name__} {name!r}, got {type(record).__name__}")
-    return record
+def _reveal(secure: SecureRound, confirmations: Confirmations) -> RecordDict:
+    return documents_content({"revealed": secure.reveal(confirmations)})

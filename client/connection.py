@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from secrets import token_bytes
 from typing import Final, TypeAlias
 
+from core.aggregation_messages import EXCHANGES
 from core.array_codec import Manifest
 from core.errors import MessageError
 from core.messages import decode
@@ -29,7 +30,7 @@ from core.wire.session import Session
 from core.wire.transfer import Envelope, Receiver, Rejected
 from privacy.signing import SiteKey
 
-_ORDER_TYPES: Final = ("train",)
+_TRAIN: Final = "train"
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,12 @@ class Connection:
         )
         return bytes.fromhex(self._node_key.sign("session", transcript))
 
-    def _manifest_for(self, begin: Begin) -> Manifest:
-        if begin.reply_to or begin.message_type not in _ORDER_TYPES:
-            raise MessageError(
-                f"expected an order of type {' or '.join(_ORDER_TYPES)}, got {begin.message_type}"
-            )
-        return self._manifest
+    def _manifest_for(self, begin: Begin) -> Manifest | None:
+        if not begin.reply_to and begin.message_type == _TRAIN:
+            return self._manifest
+        if not begin.reply_to and begin.message_type in EXCHANGES:
+            return None
+        raise MessageError(
+            f"expected an order to train, or one of an attempt at a secure sum, "
+            f"got {begin.message_type}"
+        )

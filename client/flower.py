@@ -5,14 +5,14 @@ from secrets import token_hex
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict
 
-from client.app import read_order, refusal_content
+from client.content import ARRAYS, read_order, refusal_content
+from core.aggregation_messages import MaskedInput
 from core.errors import CloisterError, MessageError
 from core.messages import TrainReply, TrainTask, decode
 from core.wire.transfer import Envelope
 
 # What Flower's metadata calls the two ends here; the wire has other names for them.
 _COORDINATOR, _SITE = 1, 2
-ARRAYS = "arrays"
 
 
 def to_message(envelope: Envelope) -> Message:
@@ -64,9 +64,7 @@ def to_reply(order: Envelope, content: RecordDict) -> Envelope:
             documents[name] = document
         else:
             raise MessageError(f"expected documents and arrays in an answer, got {name!r}")
-    digest = ""
-    if arrays is not None:  # the reply names it, so that it is not counted anew
-        digest = decode(TrainReply, documents.get("reply")).arrays_digest
+    digest = "" if arrays is None else _named_digest(documents)
     return Envelope(
         message_id=token_hex(16),
         reply_to=order.message_id,
@@ -80,6 +78,13 @@ def to_reply(order: Envelope, content: RecordDict) -> Envelope:
         arrays=None if arrays is None else dict(arrays),
         arrays_digest=digest,
     )
+
+
+def _named_digest(documents: dict[str, bytes]) -> str:
+    """The digest that the documents name, so that it is not counted anew."""
+    if "masked" in documents:
+        return decode(MaskedInput, documents["masked"]).digest
+    return decode(TrainReply, documents.get("reply")).arrays_digest
 
 
 def _document(record: object, name: str) -> bytes | None:

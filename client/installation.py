@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from client.crew import CrewPlan
 from client.site import Site, TestRandomness, Workshop, check_size, fresh_randomness
+from client.standing import Standing
 from core.blueprint import Blueprint, make_blueprint, training_terms
 from core.config import FederationConfig
 from core.config_files import load_config
@@ -65,7 +67,7 @@ class Installation:
         """
         return open_source(self.config.data, labels=self.federation.task.labels)
 
-    def open_site(self, blueprint: Blueprint) -> Site:
+    def open_site(self, blueprint: Blueprint, standing: Standing | None = None) -> Site:
         """The site, ready for its first round.
 
         Raises:
@@ -80,15 +82,42 @@ class Installation:
             open_ledger=partial(Ledger.open, self.ledger_path, site=config.site.name),
             randomness=self._randomness(),
             num_examples=config.site.num_examples,
+            standing=standing,
         )
         if self.federation.privacy.mode != "none":
             check_size(site)
         return site
 
-    def open_workshop(self, blueprint: Blueprint) -> Workshop:
-        """The model, on this machine's accelerator where there is one."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return Workshop(blueprint, device)
+    def open_workshop(self, blueprint: Blueprint, *, rank: int = 0, size: int = 1) -> Workshop:
+        """The model, on this machine's accelerator where there is one.
+
+        Args:
+            blueprint: How the model is built.
+            rank: This process's number, where several share a round.
+            size: How many do.
+
+        Raises:
+            ConfigError: There are accelerators, and fewer than processes.
+        """
+        if not torch.cuda.is_available():
+            return Workshop(blueprint, torch.device("cpu"))
+        if torch.cuda.device_count() < size:
+            raise ConfigError(
+                f"expected a GPU for each of {size} processes, got {torch.cuda.device_count()}",
+                hint="lower service.processes, or hide the GPUs: CUDA_VISIBLE_DEVICES=",
+            )
+        return Workshop(blueprint, torch.device("cuda", rank) if size > 1 else torch.device("cuda"))
+
+    def crew_plan(self, blueprint: Blueprint, size: int) -> CrewPlan:
+        """What the processes of this site hold to."""
+        # Terms take a whole model to make, and a lone process agrees with itself.
+        task_digest = self.terms(blueprint).digest() if size > 1 else ""
+        return CrewPlan(
+            size=size,
+            service=self.config.service,
+            task_digest=task_digest,
+            micro_batch_size=self.federation.train.micro_batch_size,
+        )
 
     def _randomness(self) -> Callable[[TrainTask], RandomSource]:
         key = self.config.site.test_noise_key

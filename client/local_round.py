@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
+from torch import nn
 
 from client.policy import check_policy
 from client.site import OnDevice, Site, Workshop
 from core.digests import arrays_digest
-from core.errors import MessageError, RoundFailedError
+from core.errors import MessageError, PrivacyError, RoundFailedError
 from core.messages import SpentBudget, TrainReply, TrainTask
+from core.parallel.team import Team
 from core.parameters import Arrays, load_arrays, to_arrays
+from core.tasks.interface import Task
 from core.update_codec import encode_update
+from privacy.distributed_sum import ClippedSum
 from privacy.ledger import Ledger
-from privacy.modes import PRIVACY_MODES
+from privacy.modes import PRIVACY_MODES, PrivacyMode
 from privacy.random_source import RandomSource
 
 logger = logging.getLogger(__name__)
@@ -53,11 +57,76 @@ def local_round(
         RoundFailedError: After the debit; nothing is returned.
         CloisterError: Anything else that keeps the site from training.
     """
-    randomness = check_order(site, order)
+    with paid_round(site, workshop, order, arrays) as paid:
+        if paid.train() is not None:
+            raise PrivacyError("expected secure aggregation for one site's share of the noise")
+        update = encode_update(to_arrays(paid.model), arrays, order.terms.update_encoding)
+        return RoundResult(reply_to(order, update, paid.ledger), update)
+
+
+@dataclass(frozen=True)
+class PaidRound:
+    """An order that was allowed and debited, with the global weights in the model."""
+
+    order: TrainTask
+    model: nn.Module
+    task: Task
+    data: OnDevice
+    randomness: RandomSource
+    ledger: Ledger
+    sequence: int
+    """The debit's entry in the ledger."""
+    team: Team
+    """The processes that share each batch."""
+
+    @property
+    def mode(self) -> PrivacyMode:
+        """The privacy mode of the order's terms."""
+        return PRIVACY_MODES[self.order.terms.privacy.mode]
+
+    def train(self) -> ClippedSum | None:
+        """Runs the debited mechanism; see ``PrivacyMode.train``."""
+        return self.mode.train(
+            self.model,
+            self.task,
+            self.data,
+            order=self.order,
+            randomness=self.randomness,
+            executed=self.executed,
+            team=self.team,
+        )
+
+    def executed(self, steps: int) -> None:
+        """Tells the ledger what ran."""
+        self.ledger.settle(self.sequence, steps)
+
+
+@contextmanager
+def paid_round(
+    site: Site,
+    workshop: Workshop,
+    order: TrainTask,
+    arrays: dict[str, npt.NDArray[Any]],
+    *,
+    total_examples: int | None = None,
+) -> Iterator[PaidRound]:
+    """An order, allowed and debited; in the body, whatever fails is ``RoundFailedError``.
+
+    Guarantees and errors, and what is not said here: see ``local_round``.
+
+    Args:
+        site: Who runs it.
+        workshop: Holds this thread's model.
+        order: What to do.
+        arrays: The global weights.
+        total_examples: See ``check_policy``.
+    """
+    randomness = check_order(site, order, total_examples=total_examples)
     model = workshop.model(order.terms)
     if workshop.digests.digest(arrays) != order.arrays_digest:
         raise MessageError("expected the weights that the task names, got others")
     mode = PRIVACY_MODES[order.terms.privacy.mode]
+    team = workshop.team()  # whole, or nothing is debited
     with site.open_ledger() as ledger:
         if order.ledger_witness is not None:
             ledger.check_witness(order.ledger_witness)
@@ -73,19 +142,12 @@ def local_round(
         )
         with after_debit(order):
             load_arrays(model, arrays)
-            mode.train(
-                model,
-                workshop.blueprint.task,
-                OnDevice(site.data, workshop.device),
-                order=order,
-                randomness=randomness,
-                executed=lambda steps: ledger.settle(sequence, steps),
-            )
-            update = encode_update(to_arrays(model), arrays, order.terms.update_encoding)
-            return RoundResult(_reply(order, update, ledger), update)
+            data = OnDevice(site.data, workshop.device)
+            task = workshop.blueprint.task
+            yield PaidRound(order, model, task, data, randomness, ledger, sequence, team)
 
 
-def check_order(site: Site, order: TrainTask) -> RandomSource:
+def check_order(site: Site, order: TrainTask, *, total_examples: int | None = None) -> RandomSource:
     """The randomness for an order that the site's policy allows.
 
     Raises:
@@ -98,6 +160,7 @@ def check_order(site: Site, order: TrainTask) -> RandomSource:
         site=site.name,
         num_examples=site.num_examples,
         predictable_noise=not randomness.private,
+        total_examples=total_examples,
     )
     return randomness
 
@@ -140,7 +203,8 @@ def after_debit(order: TrainTask) -> Iterator[None]:
         ) from error
 
 
-def _reply(order: TrainTask, arrays: Arrays, ledger: Ledger) -> TrainReply:
+def reply_to(order: TrainTask, arrays: Arrays, ledger: Ledger) -> TrainReply:
+    """The reply that says what ``arrays`` are and what the ledger holds now."""
     report = ledger.spent(order.terms.privacy.target_delta)
     return TrainReply(
         run_id=order.run_id,

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from client.standing import Standing
 from core.array_codec import manifest_of
 from core.blueprint import Blueprint
-from core.config import PolicySection, largest_data_set
+from core.config_sections import PolicySection, largest_data_set
 from core.data.dataset import TokenizedDataset
 from core.digests import DigestMemory
 from core.errors import CheckpointError, ConfigError, PrivacyError, TokenizerError
 from core.messages import TrainingTerms, TrainTask
+from core.parallel.team import SOLO, Team
 from core.parameters import base_digest, to_arrays
 from core.tasks.interface import Batch
 from privacy.ledger import Ledger
@@ -69,6 +71,9 @@ class Site:
     randomness: Callable[[TrainTask], RandomSource] = fresh_randomness
     num_examples: int | None = None
     """The public size that it declared; without one it takes part in no private run."""
+    standing: Standing | None = None
+    """Its key and the roster that it believes; without them it takes part in no secure
+    aggregation."""
 
 
 def check_size(site: Site) -> None:
@@ -101,6 +106,8 @@ class Workshop:
     def __init__(self, blueprint: Blueprint, device: torch.device) -> None:
         self.blueprint = blueprint
         self.device = device
+        self.team: Callable[[], Team] = lambda: SOLO
+        """The processes that share a round; whole, or it raises WorkerLostError."""
         model = blueprint.build()
         self._digest = base_digest(model)
         self.manifest = manifest_of(to_arrays(model))
@@ -133,6 +140,10 @@ class Workshop:
                 "expected the task and the trained parameters that are installed here, got others",
                 hint="install the same configuration at every site",
             )
+        return self.own_model()
+
+    def own_model(self) -> nn.Module:
+        """This thread's model, as it is installed here."""
         if not hasattr(self._thread, "model"):
             self._thread.model = self.blueprint.build().to(self.device)
         model: nn.Module = self._thread.model

@@ -1,7 +1,7 @@
 """What each site is asked: who is sampled, under which public constants, in which message."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -9,10 +9,15 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from coordinator.payload import share_record
-from core.config import MAX_BATCH_RATIO, FederationConfig, MemberSection, StrategySection
-from core.messages import DpSgdTerms, LedgerHead, TrainingTerms, TrainTask, encode
+from core.config import MAX_BATCH_RATIO, FederationConfig, StrategySection
+from core.config_sections import MemberSection
+from core.messages import AggregationOrder, DpSgdTerms, LedgerHead, TrainingTerms, TrainTask, encode
 from core.task_codec import encode_task
-from privacy.accounting import calibrate_noise_multiplier
+from privacy.accounting import (
+    calibrate_noise_multiplier,
+    delta_for_nearly_gaussian,
+    uncut_batch_size,
+)
 
 # Keeps this stream apart from the others that start from the federation's public seed.
 _SAMPLING_STREAM: Final = 0x5173
@@ -51,6 +56,8 @@ def dp_sgd_terms(
     """
     if config.privacy.mode == "none":
         return {member.name: None for member in members}
+    if config.privacy.mode == "distributed":
+        return _common_terms(config, tuple(members))
     # Sites of one public size have the same constants: they are computed once.
     by_size: dict[int, DpSgdTerms] = {}
     terms: dict[str, DpSgdTerms | None] = {}
@@ -65,25 +72,89 @@ def _terms_of(config: FederationConfig, member: MemberSection) -> DpSgdTerms:
     batch = config.train.global_batch_size
     sample_rate = min(1.0, batch / member.num_examples)
     max_batch_size = math.ceil(MAX_BATCH_RATIO * batch)
-    noise_multiplier = config.privacy.noise_multiplier
-    if noise_multiplier is None:
-        target_epsilon = config.privacy.target_epsilon
-        if target_epsilon is None:
-            raise RuntimeError("PrivacySection lets neither target_epsilon nor noise through")
-        noise_multiplier = calibrate_noise_multiplier(
-            target_epsilon=target_epsilon,
-            target_delta=config.privacy.target_delta,
-            sample_rate=sample_rate,
-            steps=config.federation.num_rounds * config.train.steps_per_round,
-            max_batch_size=max_batch_size,
-            max_examples=member.max_examples,
-        )
+    noise_multiplier = _noise_multiplier(
+        config,
+        target_delta=config.privacy.target_delta,
+        sample_rate=sample_rate,
+        max_batch_size=max_batch_size,
+        max_examples=member.max_examples,
+    )
     return DpSgdTerms(
         noise_multiplier=noise_multiplier,
         sample_rate=sample_rate,
         max_batch_size=max_batch_size,
         max_examples=member.max_examples,
     )
+
+
+def common_sample_rate(global_batch_size: int, sizes: Iterable[int]) -> float:
+    """Each record's chance to be in a step over all sites, from their public sizes."""
+    return min(1.0, global_batch_size / sum(sizes))
+
+
+def _common_terms(
+    config: FederationConfig, members: Sequence[MemberSection]
+) -> dict[str, DpSgdTerms | None]:
+    """Of steps over all sites: one rate, one cap and one noise, which the largest site decides.
+
+    The cap is one number because the grid, which all sites share, follows from it. At twice the
+    expected size, as in mode ``local``, a site that expects few records a step would be cut often.
+    """
+    largest = max(member.max_examples for member in members)
+    target_delta = config.privacy.target_delta
+    rate = common_sample_rate(
+        config.train.global_batch_size, (member.num_examples for member in members)
+    )
+    max_batch_size = uncut_batch_size(
+        sample_rate=rate,
+        steps=_steps(config),
+        max_examples=largest,
+        target_delta=target_delta,
+    )
+    noise_multiplier = _noise_multiplier(
+        config,
+        target_delta=delta_for_nearly_gaussian(target_delta),
+        sample_rate=rate,
+        max_batch_size=max_batch_size,
+        max_examples=largest,
+    )
+    return {
+        member.name: DpSgdTerms(
+            noise_multiplier=noise_multiplier,
+            sample_rate=rate,
+            max_batch_size=max_batch_size,
+            max_examples=member.max_examples,
+        )
+        for member in members
+    }
+
+
+def _noise_multiplier(
+    config: FederationConfig,
+    *,
+    target_delta: float,
+    sample_rate: float,
+    max_batch_size: int,
+    max_examples: int,
+) -> float:
+    """The configured noise, or what reaches the configured epsilon over the whole run."""
+    if config.privacy.noise_multiplier is not None:
+        return config.privacy.noise_multiplier
+    target_epsilon = config.privacy.target_epsilon
+    if target_epsilon is None:
+        raise RuntimeError("PrivacySection lets neither target_epsilon nor noise through")
+    return calibrate_noise_multiplier(
+        target_epsilon=target_epsilon,
+        target_delta=target_delta,
+        sample_rate=sample_rate,
+        steps=_steps(config),
+        max_batch_size=max_batch_size,
+        max_examples=max_examples,
+    )
+
+
+def _steps(config: FederationConfig) -> int:
+    return config.federation.num_rounds * config.train.steps_per_round
 
 
 @dataclass(frozen=True)
@@ -108,6 +179,7 @@ class Desk:
         attempt: int,
         arrays_digest: str,
         witness: LedgerHead | None,
+        aggregation: AggregationOrder | None = None,
     ) -> TrainTask:
         """The order for one site."""
         return TrainTask(
@@ -121,6 +193,7 @@ class Desk:
             num_examples=member.num_examples,
             dp_sgd=self.dp_sgd[member.name],
             ledger_witness=witness,
+            aggregation=aggregation,
         )
 
     def content(self, task: TrainTask, arrays: ArrayRecord) -> RecordDict:

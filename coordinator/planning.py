@@ -1,20 +1,25 @@
 """From the federation's file to a run, and from its final weights to the model that it leaves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import torch
 
+from coordinator.aggregation.exchange import masked_manifest
 from coordinator.evaluation import open_evaluator
 from coordinator.events import RoundEvents
 from coordinator.rounds import RunPlan
+from core.array_codec import Manifest
 from core.blueprint import Blueprint
-from core.config import FederationConfig, MemberSection
+from core.config import FederationConfig
+from core.config_sections import MemberSection
 from core.messages import TrainingTerms
 from core.model_folder import save_model
 from core.parameters import load_arrays, to_arrays
+from core.update_codec import reply_manifest
+from core.wire.documents import SignedRoster
 
 MODEL_FOLDER = "model"
 
@@ -32,6 +37,7 @@ def make_plan(
     *,
     device: torch.device,
     events: RoundEvents,
+    signed_roster: Callable[[], SignedRoster] | None = None,
 ) -> RunPlan:
     """The run of a federation's file: the same plan on every grid.
 
@@ -42,6 +48,7 @@ def make_plan(
         members: Who may be asked; their node ids count from 1, in this order.
         device: Where the model is evaluated.
         events: Who listens.
+        signed_roster: The newest signed roster, where there is one.
 
     Raises:
         DataError: The holdout cannot be used.
@@ -53,7 +60,16 @@ def make_plan(
         roster=dict(enumerate(members, start=1)),
         evaluator=open_evaluator(config, blueprint, device),
         events=events,
+        build_model=blueprint.build,
+        signed_roster=signed_roster,
     )
+
+
+def replies_of(plan: RunPlan) -> Manifest:
+    """What the arrays of the run's replies must be: updates, or masked vectors."""
+    if plan.terms.secure_aggregation is None:
+        return reply_manifest(plan.initial_arrays, plan.terms.update_encoding)
+    return masked_manifest(sum(array.size for array in plan.initial_arrays.values()))
 
 
 def leave_model(

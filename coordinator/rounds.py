@@ -18,30 +18,29 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import MessageType
 from flwr.serverapp import Grid
+from torch import nn
 
+from coordinator.aggregation.clear import ClearUpdates
+from coordinator.aggregation.interface import MAY_ASK_AGAIN, Aggregator, Answers, Question
+from coordinator.aggregation.secure import SecureSums
+from coordinator.central_step import CentralStep
 from coordinator.events import RoundEvents, SilentEvents
 from coordinator.orders import Desk, cohort_size, dp_sgd_terms, sampling_order
-from coordinator.payload import to_record
 from coordinator.run_directory import RunDirectory, versions
 from coordinator.run_record import Metrics, RoundResult
 from coordinator.state import RunState, restore_state, save_state
-from coordinator.strategies import Contribution, build_strategy
+from coordinator.strategies import Contribution, Strategy, build_strategy
 from coordinator.summary import summarise
-from coordinator.validation import (
-    Outcome,
-    RejectedReply,
-    ReplyRules,
-    SiteRefusal,
-    ValidReply,
-    sort_replies,
-)
-from core.config import FederationConfig, MemberSection
+from coordinator.validation import RejectedReply, SiteRefusal
+from core.aggregation_messages import Transcript
+from core.config import FederationConfig
+from core.config_sections import MemberSection
 from core.digests import arrays_digest
 from core.errors import QuorumError, RunError
-from core.messages import TrainingTerms
+from core.messages import DpSgdTerms, TrainingTerms, TrainReply
 from core.update_codec import reply_manifest
+from core.wire.documents import SignedRoster
 
 MAX_ATTEMPTS: Final = 3
 _POLL_SECONDS: Final = 0.05
@@ -63,6 +62,10 @@ class RunPlan:
     evaluator: Evaluator | None = None
     """Metrics of weights on public data; ``None`` where the run is not evaluated."""
     events: RoundEvents = field(default_factory=SilentEvents)
+    build_model: Callable[[], nn.Module] | None = None
+    """A model of the run's shape, for a strategy that takes steps of its own."""
+    signed_roster: Callable[[], SignedRoster] | None = None
+    """The newest roster that the federation's admin signed; secure aggregation needs it."""
 
 
 @dataclass
@@ -70,21 +73,25 @@ class _Gathered:
     """A round's replies, over its attempts."""
 
     attempts: int
-    usable: dict[str, ValidReply] = field(default_factory=dict)
+    usable: dict[str, TrainReply] = field(default_factory=dict)
+    contributions: list[Contribution] = field(default_factory=list)
     refusals: list[SiteRefusal] = field(default_factory=list)
     rejected: list[RejectedReply] = field(default_factory=list)
+    transcript: Transcript | None = None
 
-    def take(self, outcome: Outcome) -> None:
-        self.usable.update({reply.site: reply for reply in outcome.valid})
-        self.refusals.extend(outcome.refusals)
-        self.rejected.extend(outcome.rejected)
+    def take(self, answers: Answers) -> None:
+        self.usable.update(answers.replies)
+        self.contributions.extend(answers.contributions)
+        self.refusals.extend(answers.refusals)
+        self.rejected.extend(answers.rejected)
+        self.transcript = answers.transcript
 
     def candidates(self, names: Sequence[str]) -> list[str]:
         """Whom another attempt asks: who was not asked first, then who failed or was late.
 
         A site that refused or sent something invalid would do it again.
         """
-        failed = {bad.site for bad in self.rejected if bad.code in ("no-reply", "client-error")}
+        failed = {bad.site for bad in self.rejected if bad.code in MAY_ASK_AGAIN}
         out = {no.site for no in self.refusals} | {bad.site for bad in self.rejected} - failed
         left = [name for name in names if name not in self.usable and name not in out]
         return sorted(left, key=lambda name: name in failed)
@@ -121,10 +128,11 @@ class _RoundLoop:
         self._grid = grid
         self._run = run
         self._section = plan.config.strategy
-        self._strategy = build_strategy(plan.config.strategy)
         # Of all members: a site may join a run that goes on.
         dp_sgd = run.terms(lambda: dp_sgd_terms(plan.config, plan.config.sites))
-        self._desk = Desk(run.run_id, plan.terms, dp_sgd)
+        self._strategy = build_strategy(self._section, lambda: _central_step(plan, dp_sgd))
+        desk = Desk(run.run_id, plan.terms, dp_sgd)
+        self._aggregator = _aggregator(plan, grid, desk)
 
     def run(self) -> RunState:
         num_rounds = self._plan.config.federation.num_rounds
@@ -160,26 +168,20 @@ class _RoundLoop:
         started = time.perf_counter()
         server_round = state.server_round + 1
         gathered = self._gather(server_round, state)
-        members = {member.name: member for member in self._plan.roster.values()}
-        contributions = [
-            # The weight is the roster's: a reply's own figure would be its site's to choose.
-            Contribution(site, members[site].num_examples, reply.arrays)
-            for site, reply in gathered.usable.items()
-        ]
         arrays, strategy = self._strategy.aggregate(
-            state.strategy, server_round, state.arrays, contributions
+            state.strategy, server_round, state.arrays, gathered.contributions
         )
-        used = sorted(gathered.usable)
-        replies = {site: gathered.usable[site].reply for site in used}
+        replies = dict(sorted(gathered.usable.items()))
         result = RoundResult(
             server_round=server_round,
             attempts=gathered.attempts,
-            used=used,
+            used=list(replies),
             spent={site: reply.spent for site, reply in replies.items()},
             refusals=gathered.refusals,
             rejected=gathered.rejected,
             weights_digest=arrays_digest(arrays),
             seconds=time.perf_counter() - started,
+            transcript=gathered.transcript,
         )
         heads = {site: reply.ledger_head for site, reply in replies.items()}
         state = RunState(arrays, strategy, {**state.witnesses, **heads}, result)
@@ -196,7 +198,7 @@ class _RoundLoop:
         names = [member.name for member in self._plan.roster.values()]
         order = sampling_order(names, self._plan.config.federation.seed, server_round)
         gathered = _Gathered(attempts=self._run.record.attempts(server_round))
-        minimum = self._section.min_train_nodes
+        minimum = _fewest(self._plan)
         for _ in range(MAX_ATTEMPTS):
             nodes = self._wait_for_sites()
             there = [name for name in order if name in nodes]
@@ -205,8 +207,8 @@ class _RoundLoop:
             if not asked:
                 break
             gathered.attempts += 1
-            outcome = self._ask(asked, nodes, server_round, gathered.attempts, state)
-            gathered.take(outcome)
+            answers = self._ask(asked, nodes, server_round, gathered.attempts, state)
+            gathered.take(answers)
             if len(gathered.usable) >= minimum:
                 return gathered
             self._run.append(
@@ -214,8 +216,8 @@ class _RoundLoop:
                 server_round=server_round,
                 attempt=gathered.attempts,
                 usable=sorted(gathered.usable),
-                refusals=[asdict(refusal) for refusal in outcome.refusals],
-                rejected=[asdict(reply) for reply in outcome.rejected],
+                refusals=[asdict(refusal) for refusal in answers.refusals],
+                rejected=[asdict(reply) for reply in answers.rejected],
             )
         raise QuorumError(
             f"expected {minimum} usable replies in round {server_round}, "
@@ -230,45 +232,14 @@ class _RoundLoop:
         server_round: int,
         attempt: int,
         state: RunState,
-    ) -> Outcome:
+    ) -> Answers:
         self._run.append("attempt", server_round=server_round, attempt=attempt, sites=list(names))
         self._plan.events.attempt_started(server_round, attempt, names)
-        tasks = {
-            nodes[name]: self._desk.task(
-                self._plan.roster[nodes[name]],
-                server_round=server_round,
-                attempt=attempt,
-                arrays_digest=state.result.weights_digest,
-                witness=state.witnesses.get(name),
-            )
-            for name in names
-        }
-        record = to_record(state.arrays)
-        timeout = self._section.round_timeout_seconds
-        # One by one: the first sites work while the last messages are written.
-        messages = (
-            self._grid.create_message(
-                self._desk.content(task, record),
-                MessageType.TRAIN,
-                node,
-                str(server_round),
-                timeout,
-            )
-            for node, task in tasks.items()
-        )
-        replies = self._grid.send_and_receive(messages, timeout=timeout)
-        rules = ReplyRules.of(
-            state.arrays,
-            encoding=self._plan.terms.update_encoding,
-            max_update_norm=self._section.max_update_norm,
-            # A grid that does not say so is taken for one with a wire.
-            verify_digest=getattr(self._grid, "passes_arrays_by_reference", False) is not True,
-        )
-        return sort_replies(replies, tasks, rules)
+        return self._aggregator.ask(Question(names, nodes, server_round, attempt, state))
 
     def _wait_for_sites(self) -> dict[str, int]:
         """The members that are there, by name."""
-        needed = max(self._section.min_available_nodes, self._section.min_train_nodes)
+        needed = max(self._section.min_available_nodes, _fewest(self._plan))
         timeout = self._section.round_timeout_seconds
         deadline = time.monotonic() + timeout
         while True:
@@ -304,6 +275,36 @@ class _RoundLoop:
         return self._plan.evaluator(dict(state.arrays))
 
 
+def _fewest(plan: RunPlan) -> int:
+    """The fewest sites that a round's result may be made of."""
+    secure = plan.terms.secure_aggregation
+    return max(plan.config.strategy.min_train_nodes, secure.min_cohort if secure else 1)
+
+
+def _aggregator(plan: RunPlan, grid: Grid, desk: Desk) -> Aggregator:
+    section = plan.config.strategy
+    if plan.terms.secure_aggregation is None:
+        return ClearUpdates(grid, desk, plan.roster, section)
+    if plan.signed_roster is None:
+        raise RunError(
+            "expected a signed roster for secure aggregation, got none",
+            hint="run it with `cloister simulate`, or as a service with enrolled sites",
+        )
+    return SecureSums(grid, desk, plan.roster, section, plan.signed_roster)
+
+
+def _central_step(plan: RunPlan, dp_sgd: Mapping[str, DpSgdTerms | None]) -> Strategy:
+    rates = {terms.sample_rate for terms in dp_sgd.values() if terms is not None}
+    if plan.build_model is None or len(rates) != 1:
+        raise RunError("expected a model and one sampling rate for strategy central, got others")
+    return CentralStep(
+        build_model=plan.build_model,
+        train=plan.config.train,
+        sample_rate=rates.pop(),
+        num_rounds=plan.config.federation.num_rounds,
+    )
+
+
 def _check(plan: RunPlan) -> None:
     names = [member.name for member in plan.roster.values()]
     members = {member.name: member for member in plan.config.sites}
@@ -313,11 +314,12 @@ def _check(plan: RunPlan) -> None:
         if members.get(member.name) != member:
             raise RunError(f"expected the roster's {member.name} as the configuration has it")
     section = plan.config.strategy
-    needed = max(section.min_available_nodes, section.min_train_nodes)
+    needed = max(section.min_available_nodes, _fewest(plan))
     if needed > len(names):
         raise RunError(
             f"expected {needed} sites or more for every round, got a roster of {len(names)}",
-            hint="lower strategy.min_available_nodes and strategy.min_train_nodes",
+            hint="lower strategy.min_available_nodes and strategy.min_train_nodes; "
+            "secure_aggregation.min_cohort is 3 at least",
         )
     if not plan.initial_arrays:
         raise RunError("expected initial weights, got none")

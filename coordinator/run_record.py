@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coordinator.validation import RejectedReply, SiteRefusal
+from core.aggregation_messages import Transcript
 from core.errors import RunError
 from core.messages import SpentBudget
 
@@ -37,10 +38,12 @@ class RoundResult:
     weights_digest: str
     seconds: float
     metrics: Metrics | None = None
+    transcript: Transcript | None = None
+    """Under secure aggregation: what was opened, and who signed for it."""
 
     def line(self) -> dict[str, Any]:
         """The line of the record. JSON has no NaN and no infinity: they become null."""
-        return {
+        line = {
             "kind": "round",
             "server_round": self.server_round,
             "attempts": self.attempts,
@@ -52,6 +55,9 @@ class RoundResult:
             "seconds": round(self.seconds, 6),
             "metrics": None if self.metrics is None else _plain(self.metrics),
         }
+        if self.transcript is not None:
+            line["transcript"] = self.transcript.model_dump(mode="json")
+        return line
 
     @classmethod
     def from_line(cls, line: Line) -> "RoundResult":
@@ -66,6 +72,7 @@ class RoundResult:
             weights_digest=line["weights_digest"],
             seconds=line["seconds"],
             metrics=line["metrics"],
+            transcript=_transcript(line.get("transcript")),
         )
 
 
@@ -155,6 +162,11 @@ def read_lines(path: Path) -> tuple[list[Line], int]:
             raise RunError(f"expected a record's line at {path}:{number}, got something else")
         lines.append(line)
     return lines, length
+
+
+def _transcript(document: Any) -> Transcript | None:
+    """By way of JSON: strict mode then takes arrays for tuples."""
+    return None if document is None else Transcript.model_validate_json(json.dumps(document))
 
 
 def _plain(value: Any) -> Any:

@@ -4,18 +4,26 @@ Only their ``aggregate_train`` is used, on real messages. Their ``configure_trai
 Python's global generator and waits for ever for a node that is away; the round loop does both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
+from flwr.serverapp.strategy import (
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedYogi,
+    Krum,
+)
 
 from coordinator.flower import instruction
-from core.config import StrategySection
-from core.errors import TrainingError
+from core.config import NEEDS_CLEAR_UPDATES, StrategySection
+from core.errors import ConfigError, TrainingError
 
 _Array = npt.NDArray[Any]
 Arrays = Mapping[str, _Array]
@@ -29,7 +37,11 @@ _BLOCK: Final = 32_768
 
 @dataclass(frozen=True)
 class Contribution:
-    """A site's new weights, and the public size that weighs them."""
+    """A site's new weights, and the public size that weighs them.
+
+    Under secure aggregation, what was opened for several sites; see ``coordinator.central_step``
+    for sums of gradients.
+    """
 
     site: str
     weight: int
@@ -57,9 +69,27 @@ class Strategy(Protocol):
         """
 
 
-def build_strategy(section: StrategySection) -> Strategy:
-    """The strategy that the configuration names."""
-    return FlowerStrategy(section)
+def build_strategy(
+    section: StrategySection, central: Callable[[], Strategy] | None = None
+) -> Strategy:
+    """The strategy that the configuration names.
+
+    Args:
+        section: Names it.
+        central: Makes the strategy ``central``, which needs the model and the training's
+            hyperparameters beside its section.
+
+    Raises:
+        ConfigError: ``central`` is asked for where there is no model.
+    """
+    if section.name != "central":
+        return FlowerStrategy(section)
+    if central is None:
+        raise ConfigError(
+            'expected a model for strategy.name = "central", got a run without one',
+            hint="the step is taken by train.optimizer at the coordinator",
+        )
+    return central()
 
 
 @dataclass(frozen=True)
@@ -80,15 +110,18 @@ class FlowerStrategy:
             raise TrainingError("expected at least one usable reply to aggregate, got none")
         strategy = self._flower()
         _restore(strategy, state, global_arrays)
-        # All of Flower's strategies here begin with this mean; one reply is its own mean, bit for
-        # bit, and Flower's work for each of many costs more than the arithmetic.
-        record, _ = strategy.aggregate_train(server_round, [_as_message(_mean(contributions))])
+        messages = self._messages(global_arrays, contributions)
+        # A lying site's numbers may overflow where they are compared with others'.
+        with np.errstate(**self._silence()):
+            record, _ = strategy.aggregate_train(server_round, messages)
         if record is None:
             raise TrainingError(f"Flower's {self.section.name} gave no arrays")
         # FedAdam's bias correction is a float64 scalar, which widens its result.
         arrays = {
             name: np.asarray(array.numpy(), dtype=np.float32) for name, array in record.items()
         }
+        if self.section.name == "krum":
+            arrays = {name: global_arrays[name] + arrays[name] for name in arrays}
         after = _state_of(strategy, sorted(global_arrays))
         # A moment that is infinite would stop the weights for ever, and silently.
         for name, array in (*arrays.items(), *after.items()):
@@ -99,6 +132,37 @@ class FlowerStrategy:
                     hint="lower strategy.server_learning_rate, or set strategy.max_update_norm",
                 )
         return arrays, after
+
+    def _messages(
+        self, global_arrays: Arrays, contributions: Sequence[Contribution]
+    ) -> list[Message]:
+        if self.section.name not in NEEDS_CLEAR_UPDATES:
+            # All others of Flower's strategies here begin with this mean; one reply is its own
+            # mean, bit for bit, and Flower's work for each of many costs more than the arithmetic.
+            return [_as_message(_mean(contributions))]
+        ordered = sorted(contributions, key=lambda contribution: contribution.site)
+        if self.section.name == "fedmedian":
+            return [_as_message(contribution.arrays) for contribution in ordered]
+        self._check_majority(len(ordered))
+        # Differences: Flower's distances are |x|^2 + |y|^2 - 2 x.y in fp32, in which a step that
+        # is small beside the weights is lost.
+        return [
+            _as_message({name: one.arrays[name] - global_arrays[name] for name in one.arrays})
+            for one in ordered
+        ]
+
+    def _silence(self) -> dict[str, Any]:
+        return {"over": "ignore", "invalid": "ignore"} if self.section.name == "krum" else {}
+
+    def _check_majority(self, count: int) -> None:
+        """Krum's own condition (Blanchard et al. 2017): 2 f + 2 < n. Flower's class takes any."""
+        lying = self.section.num_malicious_nodes
+        if self.section.name == "krum" and not 2 * lying + 2 < count:
+            raise TrainingError(
+                f"expected more than {2 * lying + 2} usable replies for krum to bear {lying} lying "
+                f"sites, got {count}",
+                hint="raise strategy.min_train_nodes, or lower strategy.num_malicious_nodes",
+            )
 
     def _flower(self) -> FedAvg:
         section = self.section
@@ -112,6 +176,12 @@ class FlowerStrategy:
                     server_learning_rate=section.server_learning_rate,
                     server_momentum=section.server_momentum,
                 )
+            case "fedmedian":
+                return FedMedian()
+            case "krum":
+                return Krum(num_malicious_nodes=section.num_malicious_nodes)
+            case "central":
+                raise ConfigError("expected a strategy of Flower's, got central")
             case "fedadam" | "fedyogi":
                 kind = FedAdam if section.name == "fedadam" else FedYogi
                 return kind(

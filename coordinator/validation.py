@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from coordinator.flower import REPLY_REJECTED
 from coordinator.payload import from_record
@@ -19,10 +19,9 @@ from core.array_codec import Manifest
 from core.digests import arrays_digest
 from core.errors import MessageError
 from core.messages import Refusal, TrainReply, TrainTask, decode
+from core.parameters import difference_norm
 from core.update_codec import UpdateEncoding, decode_update, reply_manifest
 
-# Blocks of an update's norm, in elements: float64 differences that stay in the cache.
-_BLOCK: Final = 65_536
 # Strategies square what they are given, in fp32: one larger number, and a moment is infinite for
 # ever after. No honest weight comes near it.
 _LARGEST: Final = 2.0**60
@@ -156,13 +155,11 @@ def validate_reply(
     """
     content = message.content
     if set(content) == {"refusal"}:
-        return _refusal(content, task)
+        return read_refusal(content, task)
     if set(content) != {"reply", "arrays"}:
         names = ", ".join(sorted(ascii(name)[:40] for name in content)[:4]) or "none"
         raise MessageError(f"expected the records 'reply' and 'arrays', got {names}")
-    reply = decode(TrainReply, _entry(content, "reply"))
-    _check_answers(reply, task)
-    _check_ledger(reply, task)
+    reply = check_train_reply(content, task)
     record = content["arrays"]
     if not isinstance(record, ArrayRecord):
         raise MessageError(f"expected 'arrays' as ArrayRecord, got {type(record).__name__}")
@@ -172,6 +169,14 @@ def validate_reply(
     arrays = decode_update(received, rules.global_arrays, rules.encoding)
     _check_update(arrays, rules)
     return ValidReply(task.site, arrays, reply)
+
+
+def check_train_reply(content: RecordDict, task: TrainTask) -> TrainReply:
+    """The document of a reply, which answers this very task; or MessageError."""
+    reply = decode(TrainReply, entry(content, "reply"))
+    _check_answers(reply, task)
+    _check_ledger(reply, task)
+    return reply
 
 
 def _miscounted(count: int, task: TrainTask) -> RejectedReply:
@@ -186,18 +191,24 @@ def _judge(
     message: Message, task: TrainTask, rules: ReplyRules
 ) -> ValidReply | SiteRefusal | RejectedReply:
     if message.has_error():
-        reason = ascii(message.error.reason or "")[1:-1][:200]
-        if message.error.code == REPLY_REJECTED:  # the site would send the like again
-            return RejectedReply(task.site, "invalid-reply", reason)
-        return RejectedReply(task.site, "client-error", f"the client failed: {reason}")
+        return dropped(message.error, task.site)
     try:
         return validate_reply(message, task, rules)
     except MessageError as error:
         return RejectedReply(task.site, "invalid-reply", error.message)
 
 
-def _refusal(content: RecordDict, task: TrainTask) -> SiteRefusal:
-    refusal = decode(Refusal, _entry(content, "refusal"))
+def dropped(error: Error, site: str) -> RejectedReply:
+    """What a site is dropped for that answers with an error."""
+    reason = ascii(error.reason or "")[1:-1][:200]
+    if error.code == REPLY_REJECTED:  # the site would send the like again
+        return RejectedReply(site, "invalid-reply", reason)
+    return RejectedReply(site, "client-error", f"the client failed: {reason}")
+
+
+def read_refusal(content: RecordDict, task: TrainTask) -> SiteRefusal:
+    """A site's no to this very task; or MessageError."""
+    refusal = decode(Refusal, entry(content, "refusal"))
     expected = (task.run_id, task.site)
     if (refusal.run_id, refusal.site) != expected or refusal.server_round not in (
         0,
@@ -210,7 +221,8 @@ def _refusal(content: RecordDict, task: TrainTask) -> SiteRefusal:
     return SiteRefusal(task.site, refusal.code, refusal.message, refusal.hint)
 
 
-def _entry(content: RecordDict, name: str) -> object:
+def entry(content: RecordDict, name: str) -> object:
+    """The one entry of a record of the same name; or MessageError."""
     record = content[name]
     if not isinstance(record, ConfigRecord) or set(record) != {name}:
         raise MessageError(f"expected {name!r} as a ConfigRecord with the one entry {name!r}")
@@ -243,7 +255,7 @@ def _check_update(arrays: Fp32Arrays, rules: ReplyRules) -> None:
     if rules.max_update_norm is None:
         _check_sizes(arrays, _LARGEST)
         return
-    norm = update_norm(arrays, rules.global_arrays)
+    norm = difference_norm(arrays, rules.global_arrays)
     limit = min(rules.max_update_norm, _LARGEST)
     if not norm <= limit:  # nor is NaN, which one weight that is not finite makes of the norm
         _check_sizes(arrays, math.inf)
@@ -265,17 +277,3 @@ def _largest(array: npt.NDArray[np.float32]) -> float:
         return 0.0
     low, high = -float(array.min()), float(array.max())
     return high if high > low else low
-
-
-def update_norm(
-    arrays: Mapping[str, npt.NDArray[Any]], global_arrays: Mapping[str, npt.NDArray[Any]]
-) -> float:
-    """L2 norm of the difference over all arrays, summed in float64."""
-    total = 0.0
-    for name, array in arrays.items():
-        new, old = array.reshape(-1), global_arrays[name].reshape(-1)
-        for start in range(0, new.size, _BLOCK):
-            stop = start + _BLOCK
-            difference = np.subtract(new[start:stop], old[start:stop], dtype=np.float64)
-            total += float(np.dot(difference, difference))
-    return math.sqrt(total)

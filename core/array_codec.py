@@ -20,8 +20,9 @@ from core.errors import MessageError
 
 _STYPE: Final = "numpy.ndarray"
 FP32: Final = np.dtype("<f4")
-# What may travel: fp32, and the bits of bf16 and int8.
-_WIRE_DTYPES: Final = (FP32, np.dtype("<u2"), np.dtype("i1"))
+UINT32: Final = np.dtype("<u4")
+# What may travel: fp32, the bits of bf16 and int8, and masked integers.
+_WIRE_DTYPES: Final = (FP32, np.dtype("<u2"), np.dtype("i1"), UINT32)
 
 
 class Shaped(Protocol):
@@ -92,7 +93,7 @@ def encode_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Encoded]:
     for name in sorted(arrays):
         shape, dtype = tuple(arrays[name].shape), arrays[name].dtype.newbyteorder("<")
         if dtype not in _WIRE_DTYPES:
-            raise MessageError(f"expected {name} as float32, uint16 or int8, got {dtype}")
+            raise MessageError(f"expected {name} as float32, uint16, int8 or uint32, got {dtype}")
         spec = array_spec(shape, dtype)
         flat = np.ascontiguousarray(arrays[name], dtype=dtype).reshape(-1)
         data = b"".join((spec.header, flat.view(np.uint8).data))

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from core.config import FederationConfig, PretrainedModel, TaskSection
+from core.config import FederationConfig, PretrainedModel
+from core.config_sections import TaskSection
 from core.errors import CheckpointError
 from core.lora import LoraConfig, add_lora
 from core.messages import TrainingTerms
@@ -88,4 +89,5 @@ def training_terms(config: FederationConfig, blueprint: Blueprint) -> TrainingTe
         proximal_mu=config.strategy.proximal_mu if config.strategy.name == "fedprox" else 0.0,
         num_rounds=config.federation.num_rounds,
         update_encoding=config.transport.update_encoding,
+        secure_aggregation=config.secure_aggregation,
     )

@@ -1,39 +1,29 @@
-"""The federation's file (shared, public), and the sections that a site's file shares with it.
+"""The federation's file: shared with every site, and public."""
 
-Pydantic stands in the modules of configuration and messages only. Every model is frozen and strict,
-refuses unknown keys, NaN and infinity. The text under each field is its reference documentation.
-"""
-
-import math
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from core.config_sections import (
+    DataSection,
+    MemberSection,
+    Name,
+    PolicySection,
+    PrivacySection,
+    Section,
+    SecureAggregationSection,
+    TaskSection,
+)
 from core.digests import json_digest
 from core.model import ModelConfig
 from core.train import TrainConfig
 from core.update_codec import UpdateEncoding
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-# A site may hold this many times its public size before it must declare a larger one.
-MAX_EXAMPLES_RATIO = 1.25
+# Strategies that compare the sites' updates with each other.
+NEEDS_CLEAR_UPDATES = ("fedmedian", "krum")
 # Poisson batches are cut at this many times their expected size; see docs on sampling.
 MAX_BATCH_RATIO = 2
-
-
-class Section(BaseModel):
-    """What all parts of a configuration share."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
 
 
 class FederationSection(Section):
@@ -73,65 +63,15 @@ class TokenizerSection(Section):
         return self
 
 
-class TaskSection(Section):
-    """What is learned."""
-
-    kind: Literal["causal-lm", "classification"]
-    """The task."""
-    labels: tuple[str, ...] = ()
-    """Classification: the label values, in the order of their class numbers. Public."""
-    pooling: Literal["first", "mean", "last"] = "mean"
-    """Classification: which hidden state the head reads."""
-
-    @model_validator(mode="after")
-    def _labels_where_needed(self) -> Self:
-        if (self.kind == "classification") != (len(self.labels) >= 2):
-            raise ValueError("expected two or more `labels` for classification and none elsewhere")
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("expected `labels` without repetition")
-        return self
-
-
-class PrivacySection(Section):
-    """The privacy that every site gives its records."""
-
-    mode: Literal["local", "none"] = "local"
-    """``local``: DP-SGD at each site with its full noise. ``none``: no privacy at all; a site
-    takes part only if its policy says ``allow_non_private``."""
-    unit: Literal["record"] = "record"
-    """Unit of privacy; neighbouring data sets differ by adding or removing one."""
-    target_epsilon: float | None = Field(default=None, gt=0)
-    """Epsilon of a site over the whole run; the noise is calibrated to it."""
-    noise_multiplier: float | None = Field(default=None, gt=0)
-    """Noise over clip, instead of ``target_epsilon``."""
-    target_delta: float = Field(default=1e-5, gt=0, lt=0.1)
-    """Delta; smaller than one over the number of records of any site."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Bound on the L2 norm of what each example adds to a step's sum."""
-    clipping: Literal["flat", "per_layer", "automatic"] = "flat"
-    """How that bound is kept. ``flat``: an example's whole gradient is scaled down to it if it is
-    longer. ``per_layer``: each trained parameter's to an equal share, the bound over the root of
-    their number. ``automatic``: each example's whole gradient is normalised to it, so that the
-    bound becomes a part of the learning rate. The noise for one epsilon is the same."""
-    gradient_mode: Literal["hooks", "ghost", "one_backward"] = "hooks"
-    """How per-sample clipping is computed: Opacus hooks, Opacus ghost clipping, or one backward
-    pass that computes no gradient but what is summed."""
-
-    @model_validator(mode="after")
-    def _one_way_to_say_how_much(self) -> Self:
-        given = (self.target_epsilon is not None) + (self.noise_multiplier is not None)
-        if self.mode == "local" and given != 1:
-            raise ValueError("expected one of `target_epsilon` and `noise_multiplier`")
-        if self.mode == "none" and given:
-            raise ValueError('mode "none" has no epsilon: remove it, or set mode = "local"')
-        return self
-
-
 class StrategySection(Section):
     """How sites are sampled and their updates aggregated."""
 
-    name: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
-    """Flower's strategy."""
+    name: Literal[
+        "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "krum", "central"
+    ] = "fedavg"
+    """Flower's strategy. ``fedmedian`` and ``krum`` bear some lying sites and look at each update.
+    ``central``: one step of ``train.optimizer`` at the coordinator, with
+    ``privacy.mode = "distributed"`` and only there."""
     fraction_train: float = Field(default=1.0, gt=0, le=1)
     """Fraction of the available sites sampled in a round. Gives no privacy credit."""
     min_train_nodes: int = Field(default=1, ge=1)
@@ -154,42 +94,8 @@ class StrategySection(Section):
     """FedAdam, FedYogi."""
     tau: float = Field(default=1e-3, gt=0)
     """FedAdam, FedYogi: adaptability."""
-
-
-class ColumnsSection(Section):
-    """Which column means what."""
-
-    text: str = "text"
-    """The text."""
-    label: str | None = None
-    """The label, for classification."""
-    person: str | None = None
-    """Whom the record is about."""
-    groups: tuple[str, ...] = ()
-    """Attributes for fairness, such as sex; they never leave the site."""
-
-
-class DataSection(Section):
-    """Where records come from."""
-
-    format: Literal["jsonl", "csv", "parquet", "text", "clinic"]
-    """``text``: one record a line. ``clinic``: the embedded generated example."""
-    path: Path | None = None
-    """The data file; relative to this file."""
-    hospital: str | None = None
-    """``clinic``: which hospital, or ``holdout`` for the public one."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """``clinic``: seed of the generated records."""
-    columns: ColumnsSection = ColumnsSection()
-    """The columns; the embedded example brings its own."""
-
-    @model_validator(mode="after")
-    def _a_place_to_read_from(self) -> Self:
-        if (self.format == "clinic") != (self.path is None):
-            raise ValueError('expected `path` for a file format and none for "clinic"')
-        if (self.format == "clinic") != (self.hospital is not None):
-            raise ValueError('expected `hospital` for "clinic" and only there')
-        return self
+    num_malicious_nodes: int = Field(default=0, ge=0)
+    """Krum: how many sites it is to bear."""
 
 
 class EvaluationSection(Section):
@@ -203,49 +109,6 @@ class EvaluationSection(Section):
     """Evaluate on at most so many records of the holdout, its first ones."""
     batch_size: int = Field(default=64, ge=1)
     """Records a forward pass."""
-
-
-def largest_data_set(num_examples: int) -> int:
-    """The largest data set that a declared size stands for."""
-    return math.ceil(num_examples * MAX_EXAMPLES_RATIO)
-
-
-class MemberSection(Section):
-    """What the federation knows of a site."""
-
-    name: Name
-    """The site's name."""
-    num_examples: int = Field(ge=1, le=10**12)
-    """The site's *public* size: a rounded figure that it declares and that does not follow its
-    data. Weight of its update, and denominator of its sampling rate."""
-
-    @property
-    def max_examples(self) -> int:
-        """The largest data set that the declared size stands for."""
-        return largest_data_set(self.num_examples)
-
-
-class PolicySection(Section):
-    """What a site allows. Everything not allowed here is refused."""
-
-    allowed_tasks: tuple[Digest, ...] = ()
-    """Task hashes the site's people have read and approved (``cloister simulate --print-task``)."""
-    max_epsilon: float = Field(gt=0)
-    """Cap over the site's whole life, over all runs."""
-    max_delta: float = Field(default=1e-5, gt=0, lt=0.1)
-    """The delta at which the cap holds; no task may ask for a larger one."""
-    max_rounds: int = Field(default=1000, ge=0)
-    """Rounds of one run."""
-    max_steps_per_round: int = Field(default=10_000, ge=1)
-    """Steps of one round."""
-    max_grad_norm: float = Field(default=10.0, gt=0)
-    """The largest clip a task may ask for."""
-    min_noise_multiplier: float = Field(default=0.3, gt=0)
-    """The smallest noise a task may ask for."""
-    allow_non_private: bool = False
-    """Take part in runs without privacy. The ledger then says that nothing is protected."""
-    allow_test_noise: bool = False
-    """Take part in tests with predictable noise. The ledger then says that nothing is protected."""
 
 
 class SimulatedPartition(Section):
@@ -324,6 +187,8 @@ class FederationConfig(Section):
     """What the coordinator evaluates on."""
     transport: TransportSection = TransportSection()
     """How updates travel."""
+    secure_aggregation: SecureAggregationSection | None = None
+    """Open sums alone; without this section the coordinator sees each site's update."""
     sites: tuple[MemberSection, ...] = Field(min_length=1)
     """The members."""
     simulation: SimulationSection | None = None
@@ -338,15 +203,54 @@ class FederationConfig(Section):
 
     @model_validator(mode="after")
     def _settings_that_go_together(self) -> Self:
-        if self.privacy.mode == "local" and self.train.max_update_norm > 0:
+        if self.privacy.mode != "none" and self.train.max_update_norm > 0:
             raise ValueError(
                 "expected train.max_update_norm only without privacy: "
                 "privacy.max_grad_norm clips each example"
+            )
+        bears = 2 * self.strategy.num_malicious_nodes + 3
+        if self.strategy.name == "krum" and self.strategy.min_train_nodes < bears:
+            raise ValueError(
+                f"expected strategy.min_train_nodes of at least {bears}, with which krum bears "
+                f"{self.strategy.num_malicious_nodes} lying sites"
             )
         if isinstance(self.model, ModelConfig) and self.model.dropout > 0:
             raise ValueError(
                 "expected model.dropout = 0: dropout draws from a generator that sites on worker "
                 "threads share, so that runs could not be repeated"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _aggregation_that_can_be_done(self) -> Self:
+        distributed = self.privacy.mode == "distributed"
+        if distributed != (self.strategy.name == "central"):
+            raise ValueError(
+                'expected strategy.name = "central" with privacy.mode = "distributed", and only '
+                "there"
+            )
+        if distributed and self.train.steps_per_round != 1:
+            raise ValueError(
+                'expected train.steps_per_round = 1 with privacy.mode = "distributed": a round is '
+                "one step over all sites"
+            )
+        section = self.secure_aggregation
+        if section is None:
+            if distributed:
+                raise ValueError(
+                    'expected a section [secure_aggregation] with privacy.mode = "distributed": '
+                    "one site's share of the noise protects nobody"
+                )
+            return self
+        if self.strategy.name in NEEDS_CLEAR_UPDATES:
+            raise ValueError(
+                f"expected a strategy that works on sums with secure_aggregation, got "
+                f"{self.strategy.name}, which looks at each site's update"
+            )
+        if self.transport.update_encoding != "fp32":
+            raise ValueError(
+                'expected transport.update_encoding = "fp32" with secure_aggregation, whose sums '
+                "have a fixed point of their own"
             )
         return self
 

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from core.config import FederationConfig, Section
+from core.config import FederationConfig
+from core.config_sections import Section
 from core.coordinator_config import CoordinatorConfig
 from core.errors import ConfigError
 from core.site_config import LedgerSection, SiteConfig

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.config import Section
+from core.config_sections import Section
 
 
 def config_text(config: Section) -> str:

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from core.config import Section
+from core.config_sections import Section
 
 
 class ListenSection(Section):

@@ -15,6 +15,26 @@
     |   |-- AccountingError           1   epsilon cannot be computed, or two accountants disagree
     |   |-- SiteKeyError              1   a site's key file or a signature cannot be used
     |   |-- VaultError                1   what lies sealed on the disk cannot be opened or written
+    |   |-- SecureAggregationError    1   an attempt at secure aggregation is broken off
+    |   |   |-- BadSignatureError     1   a signature is missing, or not the site's
+    |   |   |-- UnknownMemberError    1   a site that the roster does not have, or not as active
+    |   |   |-- ContextMismatchError  1   a site was told something else than the others
+    |   |   |-- AdvertAlteredError    1   a site's own advert came back altered, or not at all
+    |   |   |-- RepeatedKeyError      1   a public key came twice
+    |   |   |-- WeakKeyError          1   two keys agree on a secret that anyone knows
+    |   |   |-- CohortTooSmallError   1   fewer sites than the threshold and the site's policy want
+    |   |   |-- ThresholdError        1   the threshold does not exclude two sums
+    |   |   |-- ModulusCapacityError  1   so many sites' sums can overflow
+    |   |   |-- ShareUnopenedError    1   a sealed share does not open
+    |   |   |-- OutOfOrderError       1   a message comes out of order, or again
+    |   |   |-- SurvivorsError        1   survivors that did not deal, or without this site
+    |   |   |-- ConfirmationError     1   too few confirm the same survivors, or one others
+    |   |   |-- AlreadySpentError     1   an update that left the site would leave it again
+    |   |   |-- CommitmentError       1   a revealed secret is not the one that was committed to
+    |   |   |-- DeadlineError         1   a step comes after the attempt's deadline
+    |   |   |-- ValueRangeError       1   a value is out of range, NaN or infinite
+    |   |   |-- SumNormError          1   the opened sum is longer than its parts can be
+    |   |   `-- NotDebitedError       1   an update without a debit in the ledger
     |   `-- LedgerError               1   the ledger cannot be trusted or cannot be written
     |       |-- LedgerTamperedError   1   an entry does not match its hash or signature
     |       `-- LedgerRollbackError   1   the ledger is shorter than its witnesses remember
@@ -22,6 +42,7 @@
     |   `-- RosterRollbackError       1   a roster is older than one that was seen
     |-- SessionError                  1   the other side of the wire broke the protocol or is gone
     |   `-- TooManyError              1   more streams or calls than a peer may have
+    |-- WorkerLostError               1   a process of a site's team died or hangs
     |-- ServiceError                  1   the coordinator's service or its folder cannot be used
     |-- RoundFailedError              1   a site's round failed after its debit; its log says why
     `-- RefusedError                  3   a site said no
@@ -115,6 +136,86 @@ class VaultError(PrivacyError):
     """What lies encrypted on the disk cannot be opened or written."""
 
 
+class SecureAggregationError(PrivacyError):
+    """An attempt at secure aggregation is broken off, and nothing is opened."""
+
+
+class BadSignatureError(SecureAggregationError):
+    """A signature is missing, or not the site's."""
+
+
+class UnknownMemberError(SecureAggregationError):
+    """A site that the roster does not have, or not as active."""
+
+
+class ContextMismatchError(SecureAggregationError):
+    """A site was told something else than the others."""
+
+
+class AdvertAlteredError(SecureAggregationError):
+    """A site's own advert came back altered, or not at all."""
+
+
+class RepeatedKeyError(SecureAggregationError):
+    """A public key came twice."""
+
+
+class WeakKeyError(SecureAggregationError):
+    """Two keys agree on a secret that anyone knows."""
+
+
+class CohortTooSmallError(SecureAggregationError):
+    """Fewer sites than the threshold and the site's policy want."""
+
+
+class ThresholdError(SecureAggregationError):
+    """The threshold does not exclude two sums."""
+
+
+class ModulusCapacityError(SecureAggregationError):
+    """So many sites' sums can overflow."""
+
+
+class ShareUnopenedError(SecureAggregationError):
+    """A sealed share does not open."""
+
+
+class OutOfOrderError(SecureAggregationError):
+    """A message comes out of order, or again."""
+
+
+class SurvivorsError(SecureAggregationError):
+    """Survivors that did not deal, or without this site."""
+
+
+class ConfirmationError(SecureAggregationError):
+    """Too few confirm the same survivors, or one others."""
+
+
+class AlreadySpentError(SecureAggregationError):
+    """An update that left the site would leave it again."""
+
+
+class CommitmentError(SecureAggregationError):
+    """A revealed secret is not the one that was committed to."""
+
+
+class DeadlineError(SecureAggregationError):
+    """A step comes after the attempt's deadline."""
+
+
+class ValueRangeError(SecureAggregationError):
+    """A value is out of range, NaN or infinite."""
+
+
+class SumNormError(SecureAggregationError):
+    """The opened sum is longer than its parts can be."""
+
+
+class NotDebitedError(SecureAggregationError):
+    """An update without a debit in the ledger."""
+
+
 class LedgerError(PrivacyError):
     """The ledger cannot be trusted, or cannot be written."""
 
@@ -145,6 +246,10 @@ class ServiceError(CloisterError):
 
 class TooManyError(SessionError):
     """A peer has more streams, or calls more often, than it may."""
+
+
+class WorkerLostError(CloisterError):
+    """A process that works on a site's rounds died, hangs or does not start."""
 
 
 class RoundFailedError(CloisterError):

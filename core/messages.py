@@ -9,7 +9,14 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from core.config import Digest, Name, PrivacySection, Section, TaskSection
+from core.config_sections import (
+    Digest,
+    Name,
+    PrivacySection,
+    Section,
+    SecureAggregationSection,
+    TaskSection,
+)
 from core.digests import canonical_json, json_digest
 from core.errors import ConfigError, MessageError
 from core.model import ModelConfig
@@ -52,6 +59,9 @@ class TrainingTerms(WireMessage):
     """Rounds of the whole run."""
     update_encoding: UpdateEncoding
     """How the arrays of a reply are encoded, see ``core.update_codec``."""
+    secure_aggregation: SecureAggregationSection | None = None
+    """How the sum is formed that alone the coordinator opens; ``None`` where it sees each
+    update."""
 
     def digest(self) -> str:
         """The task hash that a site's policy allows or does not."""
@@ -80,6 +90,25 @@ class LedgerHead(WireMessage):
     """Hash of the last entry; 64 zeros for an empty ledger."""
 
 
+class AggregationOrder(WireMessage):
+    """The part of a training order that is about secure aggregation; the same for all sites."""
+
+    protocol: Literal["cloister-secagg/1"] = "cloister-secagg/1"
+    """The protocol and its version."""
+    nonce: Digest
+    """The coordinator's, 256 random bits for each attempt."""
+    roster_epoch: int = Field(ge=1)
+    """Of the roster that travels with the order."""
+    roster_digest: Digest
+    """Digest of that roster."""
+    members: Annotated[tuple[Name, ...], Field(max_length=256)]
+    """Whom this attempt asks, by name."""
+    dimension: int = Field(ge=1, le=2**40)
+    """Coordinates of an update: all trained parameters."""
+    deadline: str = Field(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$")
+    """UTC; after it no site takes a step of this attempt."""
+
+
 class TrainTask(WireMessage):
     """The order for one site in one round."""
 
@@ -105,6 +134,8 @@ class TrainTask(WireMessage):
     """The site's privacy constants; ``None`` only for mode ``none``."""
     ledger_witness: LedgerHead | None = None
     """The last ledger head that the coordinator saw of this site."""
+    aggregation: AggregationOrder | None = None
+    """The attempt at secure aggregation; ``None`` where the terms have none."""
 
 
 class SpentBudget(WireMessage):
@@ -215,10 +246,18 @@ def _printable(text: str) -> str:
 
 
 def _with_keys(value: Any, old: str, new: str) -> Any:
+    # Most of what stands in a message holds nothing: a call for each would take longest of all.
     if isinstance(value, dict):
-        return {key.replace(old, new): _with_keys(item, old, new) for key, item in value.items()}
+        return {
+            key.replace(old, new): (
+                _with_keys(item, old, new) if isinstance(item, dict | list) else item
+            )
+            for key, item in value.items()
+        }
     if isinstance(value, list):
-        return [_with_keys(item, old, new) for item in value]
+        return [
+            _with_keys(item, old, new) if isinstance(item, dict | list) else item for item in value
+        ]
     return value
 
 

@@ -220,13 +220,14 @@ def visible(attention_mask: Tensor | None, causal: bool) -> Tensor | None:
     """
     if attention_mask is None:
         return None
+    compiling = torch.compiler.is_compiling()  # a graph cannot ask what a mask holds
     if not causal:
-        if bool(attention_mask.all()):
+        if not compiling and bool(attention_mask.all()):
             return None
         blank = ~attention_mask.any(dim=1, keepdim=True)
         return (attention_mask | blank)[:, None, None, :]  # (B 1 1 T)
     # With all padding on the right, no token has padding in its past.
-    if bool((attention_mask[:, :-1] | ~attention_mask[:, 1:]).all()):
+    if not compiling and bool((attention_mask[:, :-1] | ~attention_mask[:, 1:]).all()):
         return None
     length = attention_mask.shape[1]
     square = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device)

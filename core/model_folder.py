@@ -11,7 +11,8 @@ from torch import nn
 
 from core.blueprint import Blueprint
 from core.checkpoints import load_checkpoint, save_checkpoint
-from core.config import FederationConfig, TaskSection, TokenizerSection
+from core.config import FederationConfig, TokenizerSection
+from core.config_sections import TaskSection
 from core.digests import arrays_digest, canonical_json
 from core.errors import CheckpointError, ConfigError
 from core.lora import LoraConfig, add_lora

@@ -1,7 +1,8 @@
 """Model parameters as named arrays: what is trained, what travels and what is compared."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,9 @@ from torch import nn
 
 from core.digests import arrays_digest
 from core.errors import CheckpointError, ConfigError
+
+# Elements of which a norm is summed at once: float64 differences that stay in the cache.
+_NORM_BLOCK: Final = 65_536
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -74,3 +78,18 @@ def load_arrays(
 def base_digest(model: nn.Module) -> str:
     """Digest of all weights of a freshly built model, trained and frozen."""
     return arrays_digest(to_arrays(model, all_parameters=True))
+
+
+def difference_norm(
+    arrays: Mapping[str, npt.NDArray[Any]], global_arrays: Mapping[str, npt.NDArray[Any]]
+) -> float:
+    """L2 norm of the difference over all arrays, summed in float64."""
+    total = 0.0
+    for name, array in arrays.items():
+        new, old = array.reshape(-1), global_arrays[name].reshape(-1)
+        for start in range(0, new.size, _NORM_BLOCK):
+            stop = start + _NORM_BLOCK
+            difference = np.subtract(new[start:stop], old[start:stop], dtype=np.float64)
+            # Not np.dot: BLAS would start threads for it, which on a busy machine wait for long.
+            total += float(np.einsum("i,i->", difference, difference))
+    return math.sqrt(total)

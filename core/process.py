@@ -1,4 +1,4 @@
-"""What a service asks of the operating system for its own process."""
+"""What a command asks of the operating system for its own process."""
 
 import resource
 from typing import Final

@@ -1,11 +1,12 @@
 """A site's file: who it is, what it has and what it allows. It never leaves the site."""
 
+import math
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from core.config import DataSection, Name, PolicySection, Section
+from core.config_sections import DataSection, Name, PolicySection, Section
 
 
 class SiteSection(Section):
@@ -47,10 +48,31 @@ class ServiceSection(Section):
     """When it is told to stop, a round in progress has this long to end; then it is dropped by
     name."""
     threads: int = Field(default=0, ge=0, le=1024)
-    """Threads inside tensor operations; 0 leaves it to torch. May change the last bits of the
+    """Threads inside tensor operations of each process; 0 leaves it to torch, or with several
+    processes divides the cores among them. May change the last bits of the
     result: compare with a simulation at its ``threads_per_worker``."""
     min_free_megabytes: int = Field(default=500, ge=0)
     """``cloister client check`` wants this much room on the disk."""
+    processes: int = Field(default=1, ge=1, le=64)
+    """Processes that share each step of a round on this machine, with a GPU each where there are
+    GPUs. Does not change the result but for its last bits."""
+    shares: Literal["equal", "measured"] | tuple[float, ...] = "equal"
+    """How a step's records are shared out: ``equal``; ``measured``, by each process's speed on
+    made-up texts when they start; or one number for each process, of which the ratios matter."""
+    worker_timeout_seconds: float = Field(default=300.0, gt=0, le=86_400)
+    """A process that keeps the others waiting for so long within a round ends the round."""
+
+    @model_validator(mode="after")
+    def _share_for_each(self) -> Self:
+        if self.shares in ("equal", "measured"):
+            return self
+        if not all(0 < float(share) < math.inf for share in self.shares):
+            raise ValueError("expected `shares` above zero and finite")
+        if self.processes not in (1, len(self.shares)):
+            raise ValueError(
+                f"expected {self.processes} `shares`, one for each process, got {len(self.shares)}"
+            )
+        return self
 
 
 class LedgerSection(Section):

@@ -152,7 +152,11 @@ def gradient_scale(config: TrainConfig) -> int:
 
 
 class PlainStepper:
-    """Training without privacy: the mean gradient over a fixed number of examples."""
+    """Training without privacy: the mean gradient over a fixed number of examples.
+
+    ``complete`` adds to the gradients, before they are looked at, what others computed; with it,
+    a batch of which this process has no example is a step too.
+    """
 
     def __init__(
         self,
@@ -161,8 +165,10 @@ class PlainStepper:
         optimizer: Optimizer,
         config: TrainConfig,
         pull: Proximal | None = None,
+        complete: Callable[[Sequence[nn.Parameter]], None] | None = None,
     ) -> None:
         self._model, self._loss, self._optimizer, self._pull = model, loss, optimizer, pull
+        self._complete = complete
         self._denominator = config.global_batch_size
         self._loss_scale = gradient_scale(config)
         self._max_norm = config.max_update_norm or math.inf
@@ -175,10 +181,23 @@ class PlainStepper:
         Raises:
             TrainingError: The gradient is not finite; the weights were not changed.
         """
+        self.add_gradient(batch)
+        if last:
+            self._update()
+
+    def add_gradient(self, batch: Batch) -> None:
+        """Adds the micro-batch's gradient of the step's mean, ``loss_scale`` times too large."""
         mean = self._loss(self._model, batch).sum() / self._denominator
         (mean * self._loss_scale).backward()  # type: ignore[no-untyped-call]
-        if not last:
-            return
+
+    def empty_step(self) -> None:
+        """Without examples there is no gradient, and nothing is done unless others have some."""
+        if self._complete is not None:
+            self._update()
+
+    def _update(self) -> None:
+        if self._complete is not None:
+            self._complete(self._parameters)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self._loss_scale != 1:
             torch._foreach_div_(gradients, float(self._loss_scale))
@@ -195,9 +214,6 @@ class PlainStepper:
             self._pull.add_to_gradients(self._parameters)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-
-    def empty_step(self) -> None:
-        """Without examples there is no gradient, so nothing is done."""
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:

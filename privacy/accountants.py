@@ -23,7 +23,7 @@ from opacus.accountants.analysis.rdp import compute_rdp
 from scipy import stats
 
 from core.errors import AccountingError, PrivacyError
-from privacy.events import DpSgdEvent, Event, LaplaceCountsEvent
+from privacy.events import DistributedDpSgdEvent, DpSgdEvent, Event, LaplaceCountsEvent
 
 # Of the privacy loss; halved where one step loses less than this, doubled where a table would
 # grow beyond about two million entries.
@@ -73,6 +73,9 @@ class Segments:
     gaussian: tuple[GaussianSteps, ...]
     laplace: tuple[tuple[float, int], ...]
     """Scale and number of releases."""
+    distance: float = 0.0
+    """Total variation, summed over all steps, of what ran from these mechanisms. No accountant
+    here looks at it: ``privacy.accounting`` takes its cost from delta."""
 
     @property
     def truncation(self) -> float:
@@ -84,6 +87,11 @@ class Segments:
         """Without the releases of counts."""
         return Segments(self.gaussian, ())
 
+    @property
+    def ideal(self) -> "Segments":
+        """The mechanisms themselves, without what parts what ran from them."""
+        return Segments(self.gaussian, self.laplace)
+
 
 def merge(events: Iterable[Event]) -> Segments:
     """Adds up the steps of equal mechanisms; the clip and the order do not matter to epsilon.
@@ -93,8 +101,9 @@ def merge(events: Iterable[Event]) -> Segments:
     """
     gaussian: dict[tuple[float, float, int, int], int] = {}
     laplace: dict[float, int] = {}
+    distance = 0.0
     for event in events:
-        if isinstance(event, DpSgdEvent):
+        if isinstance(event, DpSgdEvent | DistributedDpSgdEvent):
             mechanism = (
                 event.noise_multiplier,
                 event.sample_rate,
@@ -102,6 +111,8 @@ def merge(events: Iterable[Event]) -> Segments:
                 event.max_examples,
             )
             gaussian[mechanism] = gaussian.get(mechanism, 0) + event.steps
+            if isinstance(event, DistributedDpSgdEvent):
+                distance += event.distance
         elif isinstance(event, LaplaceCountsEvent):
             laplace[event.scale] = laplace.get(event.scale, 0) + 1
         else:
@@ -109,6 +120,7 @@ def merge(events: Iterable[Event]) -> Segments:
     return Segments(
         tuple(sorted(GaussianSteps(*key, steps) for key, steps in gaussian.items())),
         tuple(sorted(laplace.items())),
+        distance,
     )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from scipy import stats
+
 from core.errors import AccountingError, BudgetExceededError, PrivacyError
 from privacy.accountants import (
     MAX_PRV_POINTS,
@@ -23,6 +25,7 @@ from privacy.accountants import (
 from privacy.events import (
     MAX_NOISE_MULTIPLIER,
     MIN_NOISE_MULTIPLIER,
+    DistributedDpSgdEvent,
     DpSgdEvent,
     Event,
 )
@@ -34,6 +37,12 @@ ALARM: Final = 0.05
 RDP_SLACK: Final = 0.02
 # Of delta, for pretending that no batch is ever cut.
 TRUNCATION_SHARE: Final = 0.01
+# Of delta, set aside for noise that is only nearly that of a Gaussian mechanism: the first that
+# suffices. At usual distances the first does up to an epsilon of about 30.
+_DISTANCE_SHARES: Final = (2.0**-20, 2.0**-10, 0.5)
+_MAX_EXPONENT: Final = 700.0  # of exp() in double precision
+# Of delta, for all batches of a run that are cut, where the cap is chosen by what it costs.
+_UNCUT_SHARE: Final = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,8 @@ def gate(events: Sequence[Event], proposed: Event, max_epsilon: float, delta: fl
     if not all(event.private for event in after):
         raise _exceeded(life_epsilon(events, delta), math.inf, max_epsilon, delta)
     segments = merge(after)
-    reduced = _uncut_delta(segments, delta)
+    left = delta - _distance_delta(segments, max_epsilon)
+    reduced = _uncut_delta(segments, left) if left > 0 else None
     if reduced is not None and rdp_epsilon(segments, reduced) <= max_epsilon:
         return
     epsilon = _life_epsilon(segments, delta)
@@ -180,6 +190,34 @@ def calibrate_noise_multiplier(
     return _four_digits(first)
 
 
+def delta_for_nearly_gaussian(delta: float) -> float:
+    """The delta at which noise is calibrated for steps whose noise is the sum of several sites'."""
+    return delta - _DISTANCE_SHARES[0] * delta
+
+
+def uncut_batch_size(
+    *, sample_rate: float, steps: int, max_examples: int, target_delta: float
+) -> int:
+    """The smallest cap on a batch that costs next to nothing over a whole run.
+
+    **Guarantees**: The chance that any of ``steps`` batches is cut is at most a thousandth of
+    ``target_delta``, however many records up to ``max_examples`` there are. The cap is public: a
+    function of these arguments.
+
+    Args:
+        sample_rate: As in ``DpSgdEvent``.
+        steps: Of the whole run.
+        max_examples: As in ``DpSgdEvent``.
+        target_delta: In (0, 1).
+    """
+    others = stats.binom(max_examples - 1, sample_rate)
+    allowed = _UNCUT_SHARE * target_delta / steps
+    size = 1 + max(0, int(others.isf(allowed)))
+    while size < max_examples and others.sf(size - 1) > allowed:
+        size += 1
+    return min(size, max_examples)
+
+
 def life_epsilon(events: Iterable[Event], delta: float) -> float:
     """What ``events`` cost together, by PLD and without a second opinion; see ``epsilon_report``.
 
@@ -195,6 +233,30 @@ def life_epsilon(events: Iterable[Event], delta: float) -> float:
 
 
 def _life_epsilon(segments: Segments, delta: float) -> float:
+    """Where what ran is only near the mechanisms, that is paid from a share of delta.
+
+    If every run is within ``distance`` (total variation) of one that is (epsilon, delta')-DP, it
+    is (epsilon, delta' + (1 + exp(epsilon)) distance)-DP itself.
+    """
+    if segments.distance == 0:
+        return _ideal_epsilon(segments, delta)
+    for share in _DISTANCE_SHARES:
+        lost = share * delta
+        epsilon = _ideal_epsilon(segments.ideal, delta - lost)
+        if _distance_delta(segments, epsilon) <= lost:
+            return epsilon
+    raise AccountingError(
+        f"expected noise near enough to a Gaussian mechanism's for delta {delta:g}, got a total "
+        f"variation of {segments.distance:g} at epsilon {epsilon:.4g}",
+        hint="take more noise, fewer steps or a larger delta",
+    )
+
+
+def _distance_delta(segments: Segments, epsilon: float) -> float:
+    return (1.0 + math.exp(min(epsilon, _MAX_EXPONENT))) * segments.distance
+
+
+def _ideal_epsilon(segments: Segments, delta: float) -> float:
     reduced = _uncut_delta(segments, delta)
     if reduced is None:
         return pld_epsilon(segments, delta, truncated=True)
@@ -218,7 +280,8 @@ def _uncut_delta(segments: Segments, delta: float) -> float | None:
 def _second_opinion(
     segments: Segments, delta: float, rdp: float
 ) -> tuple[float | None, str | None]:
-    """PRV's epsilon, and what contradicts what. All three look at plain Poisson sampling."""
+    """PRV's epsilon, and what contradicts what. All look at plain Poisson sampling, ideal noise."""
+    segments = segments.ideal
     plain = pld_epsilon(segments, delta, truncated=False)
     if plain > rdp + RDP_SLACK:
         return None, f"PLD gives epsilon {plain:.3f}, above RDP's upper bound {rdp:.3f}"
@@ -240,7 +303,8 @@ def _check_delta(events: Iterable[Event], delta: float) -> None:
     """With delta = 1/N, publishing one whole record picked at random would pass."""
     if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
         raise PrivacyError(f"expected delta between 0 and 1, got {delta!r}")
-    largest = max((e.max_examples for e in events if isinstance(e, DpSgdEvent)), default=1)
+    gaussian = (DpSgdEvent, DistributedDpSgdEvent)
+    largest = max((e.max_examples for e in events if isinstance(e, gaussian)), default=1)
     if delta * largest >= 1:
         raise PrivacyError(
             f"expected delta < 1/N = {1 / largest:.3g} for up to {largest} records, got {delta:g}",

@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from core.errors import PrivacyError
+from core.parallel.team import SOLO, Job, Team
+from core.parameters import trainable
 from core.tasks.interface import Batch, Task
 from core.train import (
     Loss,
@@ -94,6 +96,23 @@ class PrivateData(Protocol):
         """The examples at ``indices``, padded."""
 
 
+def check_clipping(
+    model: nn.Module, task: Task, mode: GradientMode, config: TrainConfig, *, clipping: str
+) -> None:
+    """Everything that must hold of a process, a model and a loss before records are clipped.
+
+    Raises:
+        PrivacyError: Names what does not.
+    """
+    check_arithmetic(next(model.parameters()).device)
+    check_layers(model, mode.further_layers())
+    mode.check(model, config, clipping)
+    check_loss_contract(model, task, make_loss(task, autocast="off"))
+    rehearse(
+        model, task, make_loss(task, autocast=config.autocast), mode, config, clipping=clipping
+    )
+
+
 class _PrivateStepper:
     """Drives Opacus' optimizer as its BatchMemoryManager does, empty batches included."""
 
@@ -118,6 +137,16 @@ class _PrivateStepper:
         self._optimizer.zero_grad(set_to_none=True)
 
 
+def _reordered(
+    add_up: Callable[[Sequence[Tensor]], None],
+    given: Sequence[nn.Parameter],
+    wanted: Sequence[nn.Parameter],
+) -> Callable[[Sequence[Tensor]], None]:
+    """``add_up`` for sums in the order of ``given``, which it takes in the order of ``wanted``."""
+    places = {id(parameter): place for place, parameter in enumerate(given)}
+    return lambda sums: add_up([sums[places[id(parameter)]] for parameter in wanted])
+
+
 def train_privately(
     model: nn.Module,
     task: Task,
@@ -130,6 +159,7 @@ def train_privately(
     total_steps: int,
     proximal_mu: float = 0.0,
     executed: Callable[[int], None] = lambda _: None,
+    team: Team = SOLO,
 ) -> int:
     """Trains ``model`` in place by DP-SGD.
 
@@ -138,7 +168,9 @@ def train_privately(
         ``plan.steps`` Gaussian mechanisms with noise ``noise_multiplier`` over truncated Poisson
         samples, each of sensitivity ``max_grad_norm`` when one record is added or removed.
         Clipping is on for every trained parameter, or the call raises before the first step.
-        Noise and sampling come from ``source`` and its streams are used once.
+        Noise and sampling come from ``source`` and its streams are used once. With a ``team`` the
+        mechanism is the same: this process alone samples, from all records, and adds the noise,
+        once, to the sum over all processes; a step counts whoever had examples in it.
 
     Args:
         model: Gives logits; its trained parameters are updated.
@@ -152,6 +184,7 @@ def train_privately(
         proximal_mu: FedProx's pull towards the weights at the call.
         executed: Told the number of noised steps at the end, also when an error ends the
             training.
+        team: The processes that share each batch, led by this one.
 
     Returns:
         Noised steps; equal to ``plan.steps``.
@@ -159,6 +192,7 @@ def train_privately(
     Raises:
         PrivacyError: The data set is empty or larger than accounted for, or a guarantee cannot
             be given; see its kinds.
+        WorkerLostError: A process of the team died or hangs.
 
     Source: Abadi et al. 2016, algorithm 1.
     """
@@ -170,11 +204,7 @@ def train_privately(
         )
     mode = GRADIENT_MODES[plan.gradient_mode]
     loss = make_loss(task, autocast=config.autocast)
-    check_arithmetic(next(model.parameters()).device)
-    check_layers(model, mode.further_layers())
-    mode.check(model, config, plan.clipping)
-    check_loss_contract(model, task, make_loss(task, autocast="off"))
-    rehearse(model, task, loss, mode, config, clipping=plan.clipping)
+    check_clipping(model, task, mode, config, clipping=plan.clipping)
     model.train()
     optimizer = make_optimizer(model, config)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -194,27 +224,39 @@ def train_privately(
         steps=plan.steps,
         stream=source.stream("sampling"),
     )
+    clip = plan.max_grad_norm * (1.0 - mode.slack(config))
     module, private_optimizer, *_ = engine.make_private(
         module=model,
         optimizer=optimizer,
         data_loader=DataLoader(range(len(data)), batch_sampler=sampler),  # type: ignore[arg-type]
         noise_multiplier=plan.noise_multiplier,
-        max_grad_norm=plan.max_grad_norm * (1.0 - mode.slack(config)),
+        max_grad_norm=clip,
         loss_reduction="sum",
         clipping=plan.clipping,
         grad_sample_mode=plan.gradient_mode,
     )
+    in_order = list(trainable(model).values())  # as a worker has them
+    private_optimizer.complete_sums = _reordered(team.add_up, trained, in_order)
     stepper = _PrivateStepper(module, private_optimizer, mode, loss)
+    job = Job.of(
+        "dp-sgd",
+        len(data),
+        config,
+        gradient_mode=plan.gradient_mode,
+        clip=clip,
+        clipping=plan.clipping,
+    )
     try:
-        run_steps(
-            sampler,
-            data.fetch,
-            stepper,
-            private_optimizer,
-            config,
-            first_step=first_step,
-            total_steps=total_steps,
-        )
+        with team.session(job):
+            run_steps(
+                team.deal(sampler, in_order),
+                data.fetch,
+                stepper,
+                private_optimizer,
+                config,
+                first_step=first_step,
+                total_steps=total_steps,
+            )
     finally:
         try:
             executed(engine.accountant.steps)

@@ -16,6 +16,7 @@ MIN_NOISE_MULTIPLIER: Final = 0.1
 MAX_NOISE_MULTIPLIER: Final = 1e5
 MAX_STEPS: Final = 10_000_000
 MAX_EXAMPLES: Final = 2 * 10**12
+MAX_SITES: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,53 @@ class DpSgdEvent:
     sampler: Literal["truncated-poisson"] = "truncated-poisson"
 
     def __post_init__(self) -> None:
-        _real(self, "noise_multiplier", MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER)
-        _real(self, "sample_rate", 1e-12, 1.0)
-        _real(self, "max_grad_norm", 1e-12, 1e12)
-        _whole(self, "max_batch_size", 1, MAX_EXAMPLES)
-        _whole(self, "max_examples", 1, MAX_EXAMPLES)
+        _check_mechanism(self)
         _whole(self, "steps", 1, MAX_STEPS)
-        _one_of(self, "unit", ("record",))
-        _one_of(self, "neighbouring", ("add_or_remove_one",))
-        _one_of(self, "sampler", ("truncated-poisson",))
+
+
+@dataclass(frozen=True)
+class DistributedDpSgdEvent:
+    """One step of DP-SGD over the union of several sites, whose noise is the sum of their shares.
+
+    The sum of clipped per-example gradients of all sites is released; of the noise, what the
+    honest survivors added is counted, and nothing else.
+
+    Args:
+        noise_multiplier: Standard deviation of that noise over the sensitivity of the sum.
+        sample_rate: Chance of each record to be sampled, in (0, 1].
+        max_batch_size: A site's larger sample is cut to a uniformly random subset of this size.
+        max_examples: The site holds at most this many records.
+        max_grad_norm: The L2 norm to which each example's gradient is clipped.
+        colluding_sites: Of so many survivors no noise is counted.
+        distance: Total variation, at the most, of the release from a function of a Gaussian
+            mechanism with ``noise_multiplier``; from 0 to 1.
+        unit: Unit of privacy.
+        neighbouring: Relation between neighbouring data sets.
+        sampler: How records are sampled.
+
+    Raises:
+        PrivacyError: A value is not finite or out of its range.
+    """
+
+    kind: ClassVar[str] = "distributed-dp-sgd"
+    private: ClassVar[bool] = True
+    steps: ClassVar[int] = 1
+
+    noise_multiplier: float
+    sample_rate: float
+    max_batch_size: int
+    max_examples: int
+    max_grad_norm: float
+    colluding_sites: int
+    distance: float
+    unit: Literal["record"] = "record"
+    neighbouring: Literal["add_or_remove_one"] = "add_or_remove_one"
+    sampler: Literal["truncated-poisson"] = "truncated-poisson"
+
+    def __post_init__(self) -> None:
+        _check_mechanism(self)
+        _whole(self, "colluding_sites", 0, MAX_SITES)
+        _real(self, "distance", 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -104,11 +143,12 @@ class NonPrivateEvent:
     private: ClassVar[bool] = False
 
     reason: Literal["no-privacy", "test-noise"]
-    would_be: DpSgdEvent | LaplaceCountsEvent | None = None
+    would_be: DpSgdEvent | DistributedDpSgdEvent | LaplaceCountsEvent | None = None
 
     def __post_init__(self) -> None:
         _one_of(self, "reason", ("no-privacy", "test-noise"))
-        if not isinstance(self.would_be, DpSgdEvent | LaplaceCountsEvent | None):
+        private = (DpSgdEvent, DistributedDpSgdEvent, LaplaceCountsEvent)
+        if self.would_be is not None and not isinstance(self.would_be, private):
             raise PrivacyError(
                 f"expected would_be as a private event or None, got {self.would_be!r}"
             )
@@ -119,10 +159,12 @@ class NonPrivateEvent:
         return None if self.would_be is None else self.would_be.steps
 
 
-Event: TypeAlias = DpSgdEvent | LaplaceCountsEvent | NonPrivateEvent
+GaussianEvent: TypeAlias = DpSgdEvent | DistributedDpSgdEvent
+Event: TypeAlias = GaussianEvent | LaplaceCountsEvent | NonPrivateEvent
 
 _KINDS: Final[Mapping[str, type[Event]]] = {
-    kind.kind: kind for kind in (DpSgdEvent, LaplaceCountsEvent, NonPrivateEvent)
+    kind.kind: kind
+    for kind in (DpSgdEvent, DistributedDpSgdEvent, LaplaceCountsEvent, NonPrivateEvent)
 }
 
 
@@ -167,6 +209,18 @@ def event_from_json(value: object) -> Event:
         return kind(**arguments)
     except PrivacyError as error:
         raise LedgerError(f"the event {name} does not fit: {error.message}") from error
+
+
+def _check_mechanism(event: GaussianEvent) -> None:
+    """What every sampled Gaussian mechanism states."""
+    _real(event, "noise_multiplier", MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER)
+    _real(event, "sample_rate", 1e-12, 1.0)
+    _real(event, "max_grad_norm", 1e-12, 1e12)
+    _whole(event, "max_batch_size", 1, MAX_EXAMPLES)
+    _whole(event, "max_examples", 1, MAX_EXAMPLES)
+    _one_of(event, "unit", ("record",))
+    _one_of(event, "neighbouring", ("add_or_remove_one",))
+    _one_of(event, "sampler", ("truncated-poisson",))
 
 
 def _real(event: Event, name: str, low: float, high: float) -> None:

@@ -18,7 +18,8 @@ from core.errors import PrivacyError, UnsupportedLayerError
 from core.tasks.interface import Batch
 from core.train import Loss, TrainConfig
 from privacy.guards import check_loss_shape
-from privacy.one_backward.mode import OneBackwardMode
+from privacy.half_precision import check_half_precision
+from privacy.one_backward.functional_mode import OneBackward
 from privacy.optimizers import CalibratedNoise, GhostOptimizer, HooksOptimizer
 
 # Clipping is to C (1 - slack) and noise is for C, so that rounding cannot exceed C.
@@ -70,8 +71,9 @@ class HooksMode:
     optimizer_class: type[CalibratedNoise] = HooksOptimizer
 
     def check(self, model: nn.Module, config: TrainConfig, clipping: str = "flat") -> None:
-        """Refuses what Opacus does not handle."""
+        """Refuses what Opacus does not handle, and fp16 with several records at a time."""
         _check_norms(model)
+        check_half_precision(config)
 
     def further_layers(self) -> tuple[type[nn.Module], ...]:
         """None: Opacus' others were not looked at."""
@@ -239,5 +241,5 @@ def _only(batch: Batch, chosen: torch.Tensor) -> Batch:
 GRADIENT_MODES: Final[dict[str, GradientMode]] = {
     "hooks": HooksMode(),
     "ghost": GhostMode(),
-    "one_backward": OneBackwardMode(),
+    "one_backward": OneBackward(),
 }

@@ -34,6 +34,7 @@ from privacy.ledger_entries import (
     History,
     Kind,
     next_entry,
+    release_body,
     reserve_body,
     settle_body,
     verify_chain,
@@ -174,6 +175,28 @@ class Ledger:
         """
         body = settle_body(sequence, executed_steps, outcome)
         self._append("settle", body, lambda history: history.check_settle(sequence, executed_steps))
+
+    def release(self, sequence: int, context: str, *, repeatable: bool) -> None:
+        """Marks a debit's update as spent, before it leaves the site in a masked sum.
+
+        **Guarantees**: When this returns, the mark lies on the disk, and no second call for the
+        same debit ever returns; where the update is not ``repeatable``, none for its round.
+
+        Args:
+            sequence: The debit's.
+            context: Digest of the attempt that the sum belongs to.
+            repeatable: See ``History.check_release``.
+
+        Raises:
+            NotDebitedError: There is no such debit.
+            AlreadySpentError: It was released before.
+            LedgerError: The ledger cannot be trusted or written.
+        """
+        self._append(
+            "release",
+            release_body(sequence, context),
+            lambda history: history.check_release(sequence, repeatable=repeatable),
+        )
 
     def spent(self, delta: float) -> EpsilonReport:
         """What all events of the site's life cost together.

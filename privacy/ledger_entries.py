@@ -11,14 +11,21 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from core.digests import canonical_json, json_digest
-from core.errors import LedgerError, LedgerTamperedError, PrivacyError, SiteKeyError
+from core.errors import (
+    AlreadySpentError,
+    LedgerError,
+    LedgerTamperedError,
+    NotDebitedError,
+    PrivacyError,
+    SiteKeyError,
+)
 from core.messages import LedgerHead
 from privacy.events import Event, event_from_json, event_to_json
 from privacy.signing import SiteKey, verify_signature
 
 SCHEMA_VERSION: Final = 1
 NO_DIGEST: Final = "0" * 64
-Kind: TypeAlias = Literal["open", "reserve", "settle"]
+Kind: TypeAlias = Literal["open", "reserve", "settle", "release"]
 Row: TypeAlias = tuple[Any, ...]
 
 _BODY_FIELDS: Final[Mapping[str, frozenset[str]]] = {
@@ -27,6 +34,7 @@ _BODY_FIELDS: Final[Mapping[str, frozenset[str]]] = {
         {"run_id", "server_round", "attempt", "task_digest", "max_epsilon", "delta", "event"}
     ),
     "settle": frozenset({"reserve", "executed_steps", "outcome"}),
+    "release": frozenset({"reserve", "context"}),
 }
 _PURPOSE: Final = "ledger-entry"
 _RUN_ID: Final = re.compile(r"[0-9a-f]{16}")
@@ -44,7 +52,8 @@ class Entry:
     time: str
     """UTC, to the microsecond; by the site's clock, which nothing relies on."""
     kind: Kind
-    """``open`` starts the ledger, ``reserve`` debits, ``settle`` says what then ran."""
+    """``open`` starts the ledger, ``reserve`` debits, ``settle`` says what then ran, ``release``
+    that it leaves the site in a masked sum."""
     body: Mapping[str, Any]
     """A JSON object; its fields follow from the kind."""
     previous: str
@@ -110,6 +119,18 @@ def settle_body(reserve: int, executed_steps: int, outcome: str) -> dict[str, An
         "reserve": _count("the reserve's sequence", reserve),
         "executed_steps": _count("executed_steps", executed_steps),
         "outcome": _matching("outcome", outcome, _OUTCOME),
+    }
+
+
+def release_body(reserve: int, context: str) -> dict[str, Any]:
+    """The body of what a debit's update is masked for.
+
+    Raises:
+        LedgerError: A value does not fit.
+    """
+    return {
+        "reserve": _count("the reserve's sequence", reserve),
+        "context": _matching("context", context, _DIGEST),
     }
 
 
@@ -190,6 +211,8 @@ class History:
         self.events: list[Event] = []
         self._reserved: dict[int, Event] = {}
         self._settled: set[int] = set()
+        self._released: set[int] = set()
+        self._rounds: dict[int, tuple[str, int]] = {}
         self._orders: dict[str, tuple[int, int]] = {}
 
     @property
@@ -210,6 +233,8 @@ class History:
                 self._add_reserve(entry, events[entry.sequence])
             elif entry.kind == "settle":
                 self._settled.add(entry.body["reserve"])
+            elif entry.kind == "release":
+                self._released.add(entry.body["reserve"])
 
     def last_order(self, run_id: str) -> tuple[int, int] | None:
         """The newest round and attempt that a run was debited for."""
@@ -233,7 +258,29 @@ class History:
                 hint="more ran than was debited: what was trained must not leave the site",
             )
 
+    def check_release(self, sequence: int, *, repeatable: bool) -> None:
+        """Refuses to release what was not debited, and what was released before.
+
+        Args:
+            sequence: The debit's.
+            repeatable: The update is computed anew with noise of its own after each debit. Where
+                it is not, another debit of the same round has the same update.
+
+        Raises:
+            NotDebitedError: There is no such debit.
+            AlreadySpentError: Its update, or one like it, was released.
+        """
+        if sequence not in self._reserved:
+            raise NotDebitedError(f"expected a debit at entry {sequence}, got none there")
+        of_round = {self._rounds[released] for released in self._released}
+        if sequence in self._released or (not repeatable and self._rounds[sequence] in of_round):
+            raise AlreadySpentError(
+                f"expected an update that has not left the site, got that of entry {sequence}",
+                hint="one update in two sums shows what is in one of them and not in the other",
+            )
+
     def _add_reserve(self, entry: Entry, event: Event) -> None:
+        self._rounds[entry.sequence] = (entry.body["run_id"], entry.body["server_round"])
         self.events.append(event)
         self._reserved[entry.sequence] = event
         run_id, order = entry.body["run_id"], (entry.body["server_round"], entry.body["attempt"])

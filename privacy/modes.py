@@ -1,6 +1,7 @@
 """Privacy modes: what a round costs and how it trains. A new mode is one class and one line.
 
-``local``: each site runs DP-SGD with its full noise. ``none``: no privacy, for baselines.
+``local``: each site runs DP-SGD with its full noise. ``distributed``: a round is one step over the
+union of the sites, whose noise is the sum of their shares. ``none``: no privacy, for baselines.
 """
 
 import hashlib
@@ -11,15 +12,11 @@ from torch import nn
 
 from core.errors import PrivacyError
 from core.messages import TrainTask
+from core.parallel.team import SOLO, Team
+from core.plain_training import train_plainly
 from core.tasks.interface import Task
-from core.train import (
-    PlainStepper,
-    epoch_batches,
-    make_loss,
-    make_optimizer,
-    proximal,
-    run_steps,
-)
+from privacy.distributed import distributed_event
+from privacy.distributed_sum import ClippedSum, clipped_sum
 from privacy.dp_sgd import DpSgdPlan, PrivateData, train_privately
 from privacy.events import DpSgdEvent, Event, NonPrivateEvent
 from privacy.random_source import RandomSource
@@ -40,8 +37,17 @@ class PrivacyMode(Protocol):
         order: TrainTask,
         randomness: RandomSource,
         executed: Callable[[int], None],
-    ) -> None:
-        """Trains ``model`` in place by the mechanism of ``event``; tells the steps that ran."""
+        team: Team = SOLO,
+    ) -> ClippedSum | None:
+        """Runs the mechanism of ``event``, and tells the steps that ran.
+
+        The processes of ``team`` share each batch; this one leads them.
+
+        Returns:
+            ``None`` where ``model`` was trained in place: its weights may leave the site. Else
+            ``model`` is as it was, and what leaves the site is the sum's ``noised`` integers,
+            under a mask.
+        """
 
 
 class LocalDp:
@@ -69,6 +75,7 @@ class LocalDp:
         order: TrainTask,
         randomness: RandomSource,
         executed: Callable[[int], None],
+        team: Team = SOLO,
     ) -> None:
         """By ``train_privately``, with the very plan that was debited."""
         terms = order.terms
@@ -83,6 +90,32 @@ class LocalDp:
             total_steps=terms.num_rounds * terms.train.steps_per_round,
             proximal_mu=terms.proximal_mu,
             executed=executed,
+            team=team,
+        )
+
+
+class DistributedDp:
+    """One step over all sites; private if so many of them add their share, and few collude."""
+
+    def event(self, order: TrainTask, randomness: RandomSource) -> Event:
+        """The round's one step; with predictable noise, a release without privacy."""
+        event = distributed_event(order)
+        return event if randomness.private else NonPrivateEvent("test-noise", event)
+
+    def train(
+        self,
+        model: nn.Module,
+        task: Task,
+        data: PrivateData,
+        *,
+        order: TrainTask,
+        randomness: RandomSource,
+        executed: Callable[[int], None],
+        team: Team = SOLO,
+    ) -> ClippedSum:
+        """By ``clipped_sum``; the optimizer's step is the coordinator's."""
+        return clipped_sum(
+            model, task, data, order=order, randomness=randomness, executed=executed, team=team
         )
 
 
@@ -102,35 +135,20 @@ class NoPrivacy:
         order: TrainTask,
         randomness: RandomSource,
         executed: Callable[[int], None],
+        team: Team = SOLO,
     ) -> None:
         """Reshuffled passes over the data, which go on from round to round."""
-        config, terms = order.terms.train, order.terms
-        optimizer = make_optimizer(model, config)
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        first_step = (order.server_round - 1) * config.steps_per_round
-        model.train()
-        batches = epoch_batches(
-            len(data),
-            config.global_batch_size,
-            first_step=first_step,
-            steps=config.steps_per_round,
-            seed=public_seed(order.task_digest, order.site),
-        )
-        stepper = PlainStepper(
+        terms = order.terms
+        steps = train_plainly(
             model,
-            make_loss(task, autocast=config.autocast),
-            optimizer,
-            config,
-            proximal(terms.proximal_mu, trained),
-        )
-        steps = run_steps(
-            batches,
-            data.fetch,
-            stepper,
-            optimizer,
-            config,
-            first_step=first_step,
-            total_steps=terms.num_rounds * config.steps_per_round,
+            task,
+            data,
+            config=terms.train,
+            seed=public_seed(order.task_digest, order.site),
+            first_step=(order.server_round - 1) * terms.train.steps_per_round,
+            total_steps=terms.num_rounds * terms.train.steps_per_round,
+            proximal_mu=terms.proximal_mu,
+            team=team,
         )
         executed(steps)
 
@@ -157,4 +175,8 @@ def public_seed(task_digest: str, site: str) -> list[int]:
     return [int.from_bytes(digest[start : start + 4], "little") for start in (0, 4, 8, 12)]
 
 
-PRIVACY_MODES: Final[dict[str, PrivacyMode]] = {"local": LocalDp(), "none": NoPrivacy()}
+PRIVACY_MODES: Final[dict[str, PrivacyMode]] = {
+    "local": LocalDp(),
+    "distributed": DistributedDp(),
+    "none": NoPrivacy(),
+}

@@ -1,6 +1,6 @@
 """Opacus' optimizers with noise on a grid, from a cryptographic stream and a public denominator."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,10 +60,13 @@ class CalibratedNoise(DPOptimizer):  # type: ignore[misc]
         self._noise = noise
         self._pull = pull
         self._grid_of: tuple[tuple[float, float, int], GridNoise] | None = None
+        self.complete_sums: Callable[[Sequence[torch.Tensor]], None] = lambda sums: None
+        """Adds to a step's sums, in place and before the noise, what other processes summed."""
 
     def add_noise(self) -> None:
         """Sets each gradient to the clipped sum plus noise. No sum without noise is kept."""
         sums = [_flat_sum(parameter) for parameter in self.params]
+        self.complete_sums(sums)
         self._grid(sum(one.numel() for one in sums)).add_(sums, self._noise)
         for parameter, noised in zip(self.params, sums, strict=True):
             parameter.grad = noised.view_as(parameter).to(parameter.dtype)

@@ -46,8 +46,11 @@ class RandomStream:
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
 
     def fill(self, cells: bytearray) -> None:
-        """Overwrites ``cells``, of at most 256 KiB, with the next bytes of the keystream."""
-        self._keystream.update_into(_ZEROS[: len(cells)], cells)
+        """Overwrites ``cells`` with the next bytes of the keystream."""
+        view = memoryview(cells)
+        for start in range(0, len(cells), len(_ZEROS)):
+            part = view[start : start + len(_ZEROS)]
+            self._keystream.update_into(_ZEROS[: len(part)], part)
 
     def cells(self, count: int) -> Cells:
         """The next ``count`` cells of 16 uniform bits; at most 131,072 of them."""

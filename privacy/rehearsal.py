@@ -59,7 +59,7 @@ def rehearse(
                 continue
             # Brought to norm 1: a confident model's is as small as what Opacus adds to a norm
             # before it divides by it, and then would show nothing.
-            unit = _scaled(loss, 1 / norm)
+            unit = _scaled(loss, torch.tensor(1 / norm, device=device))
             found = _clipped(model, unit, batch, trained, mode, config, clipping)
             wanted = _by_rule(expected / norm, trained, clipping)
             gap = float((found - wanted).norm()) / _CLIP
@@ -73,7 +73,8 @@ def rehearse(
         model.train(before)
 
 
-def _scaled(loss: Loss, factor: float) -> Loss:
+def _scaled(loss: Loss, factor: torch.Tensor) -> Loss:
+    # A tensor: each number would be compiled anew, where the mode compiles.
     return lambda model, batch: loss(model, batch) * factor
 
 

@@ -4,7 +4,6 @@ What is signed is named, so no signature serves twice. Deliberately not checked 
 is. That is the ledger's first entry's, an invitation's or a roster's.
 """
 
-import json
 import os
 import stat
 from pathlib import Path
@@ -21,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from core.digests import canonical_json
 from core.errors import IdentityError, SiteKeyError
-from core.messages import WireMessage, encode
+from core.messages import WireMessage, wire_form
 
 # An Ed25519 key's file has about 120 bytes, an RSA key's of 4096 bits about 3300.
 _MAX_PRIVATE_FILE_BYTES: Final = 8192
@@ -229,6 +228,4 @@ def _named(purpose: str, message: bytes) -> bytes:
 
 def _signed_part(message: WireMessage) -> bytes:
     """What travels, without its signature."""
-    document = json.loads(encode(message))
-    document.pop("signature", None)
-    return canonical_json(document)
+    return canonical_json(wire_form(message, without="signature"))

@@ -151,14 +151,17 @@ class PrivateStepper:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def stepper_of(name: str, case: Case) -> Callable[[], None]:
-    """A whole step of the kind ``name``."""
+def stepper_of(name: str, case: Case) -> PlainStepper | PrivateStepper:
+    """Takes steps of the kind ``name``."""
     model, config = model_of(case), config_of(case)
     if name == PLAIN:
         loss = make_loss(TASK, autocast=config.autocast)
-        stepper: Any = PlainStepper(model, loss, make_optimizer(model, config), config)
-    else:
-        stepper = PrivateStepper(model, MODES[name], config)
+        return PlainStepper(model, loss, make_optimizer(model, config), config)
+    return PrivateStepper(model, MODES[name], config)
+
+
+def whole_step(stepper: PlainStepper | PrivateStepper, case: Case) -> Callable[[], None]:
+    """All micro-batches of a step."""
     batch = random_batch(case.batch, case.length)
 
     def step() -> None:
@@ -200,7 +203,7 @@ def measure_time(name: str, case: Case, pairs: int) -> dict[str, Any]:
     fp32 = 1e-3 if name == "ghost" else 1e-5
     if not gap < (2**-5 if case.autocast == "bf16" else fp32):
         raise SystemExit(f"{name}: the clipped sum is off by {gap:.2g} of the clip")
-    plain, other = stepper_of(PLAIN, case), stepper_of(name, case)
+    plain, other = (whole_step(stepper_of(kind, case), case) for kind in (PLAIN, name))
     plain(), other()  # buffers, the optimizer's state
     seconds: dict[Any, list[float]] = {plain: [], other: []}
     for number in range(pairs):
@@ -215,7 +218,7 @@ def measure_time(name: str, case: Case, pairs: int) -> dict[str, Any]:
 def measure_memory(name: str, case: Case) -> dict[str, Any]:
     """MiB above what the imports took, at the peak of three steps."""
     before = _status("VmRSS")
-    step = stepper_of(name, case)
+    step = whole_step(stepper_of(name, case), case)
     for _ in range(3):
         step()
     return {"mebibytes": (_status("VmHWM") - before) / 1024}

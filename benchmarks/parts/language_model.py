@@ -39,8 +39,9 @@ from coordinator.orders import sampling_order
 from coordinator.rounds import RunPlan
 from coordinator.run_record import RoundResult
 from core.blueprint import Blueprint, training_terms
-from core.config import FederationConfig, PolicySection
+from core.config import FederationConfig
 from core.config_files import parse_config
+from core.config_sections import PolicySection
 from core.data.dataset import TokenizedDataset
 from core.data.records import Record
 from core.digests import json_digest

@@ -26,7 +26,7 @@ import numpy as np
 
 from client.identity_folder import IdentityFolder
 from core.array_codec import ArraySpec, Encoded, Manifest, manifest_of
-from core.config import PrivacySection, TaskSection
+from core.config_sections import PrivacySection, TaskSection
 from core.digests import ArraysDigest
 from core.messages import LedgerHead, SpentBudget, TrainingTerms, TrainReply, TrainTask
 from core.model import ModelConfig

@@ -24,8 +24,8 @@ from transport_federation import (
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict  # isort: skip
 
-from client.app import read_arrays, read_order
 from client.calls import session_channel
+from client.content import read_arrays, read_order
 from client.identity_folder import IdentityFolder
 from client.outbox import Outbox
 from client.service import Arrived, SiteService

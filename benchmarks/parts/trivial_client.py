@@ -48,7 +48,7 @@ def initial_arrays() -> dict[str, np.ndarray]:
 
 def run_cloister(clients: int, rounds: int, workers: float, folder: Path) -> tuple[float, object]:
     """The seconds of our round loop on our grid, and the final weights."""
-    from client.app import read_arrays, read_order, reply_content
+    from client.content import read_arrays, read_order, reply_content
     from coordinator.app import build_server_app, start
     from coordinator.events import SilentEvents
     from coordinator.grids.in_process import InProcessGrid

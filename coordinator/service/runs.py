@@ -16,17 +16,17 @@ from flwr.serverapp import Grid
 
 from coordinator.app import build_server_app, start
 from coordinator.flower import Run, empty_run
-from coordinator.planning import make_plan, training_device
+from coordinator.planning import make_plan, replies_of, training_device
 from coordinator.run_record import RoundResult
 from coordinator.service.folder import CoordinatorFolder
 from coordinator.service.monitoring import Metrics
 from coordinator.service.run_queue import QueuedRun, RunQueue
 from core.array_codec import Manifest
 from core.blueprint import make_blueprint, training_terms
-from core.config import FederationConfig, MemberSection
+from core.config import FederationConfig
+from core.config_sections import MemberSection
 from core.errors import CloisterError, QuorumError, RunError, ServiceError
 from core.sealed_arrays import Seal
-from core.update_codec import reply_manifest
 from core.wire.documents import SignedRoster
 
 logger = logging.getLogger(__name__)
@@ -225,22 +225,34 @@ class RunWorker:
         blueprint = make_blueprint(config)
         terms = training_terms(config, blueprint)
         events = _Events(self, run, members)
-        plan = make_plan(config, blueprint, terms, members, device=training_device(), events=events)
+        plan = make_plan(
+            config,
+            blueprint,
+            terms,
+            members,
+            device=training_device(),
+            events=events,
+            signed_roster=self._signed_roster,
+        )
         app = build_server_app(
             plan, self._folder.run(run.run_id), run_id=run.run_id, seal=self._seal
         )
         self._wait_for_sites({member.name for member in members}, signed)
         self._grid.set_run(empty_run(run.number))
         nodes = {number: member.name for number, member in plan.roster.items()}
-        self._grid.begin_run(
-            nodes, reply_manifest(plan.initial_arrays, config.transport.update_encoding)
-        )
+        self._grid.begin_run(nodes, replies_of(plan))
         try:
             # An interruption from before ``begin_run`` is forgotten there.
             self.check_wanted()
             start(app, self._flower_grid)
         finally:
             self._grid.end_run()
+
+    def _signed_roster(self) -> SignedRoster:
+        signed = self._roster()
+        if signed is None:
+            raise RunError("expected a signed roster, got none: no site was approved yet")
+        return signed
 
     def _wait_for_sites(self, asked: set[str], signed: SignedRoster | None) -> None:
         """After a start, all sites come back, one after another.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from core.config import ColumnsSection
+from core.config_sections import ColumnsSection
 from core.data.records import Record
 from core.errors import DataError
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from core.config import ColumnsSection, DataSection
+from core.config_sections import ColumnsSection, DataSection
 from core.data.clinic import CLINIC_LABELS, clinic_source
 from core.data.columns import RecordSchema
 from core.data.delimited import Delimited

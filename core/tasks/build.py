@@ -1,6 +1,6 @@
 """From the configuration's task to the task itself."""
 
-from core.config import TaskSection
+from core.config_sections import TaskSection
 from core.tasks.causal_lm import CausalLM
 from core.tasks.classification import Classification
 from core.tasks.interface import Task

@@ -7,7 +7,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from core.config import Digest, FederationConfig, Name
+from core.config import FederationConfig
+from core.config_sections import Digest, Name
 from core.digests import canonical_json
 from core.messages import RunId, Text, WireMessage
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from privacy.clipping_rules import clipping_factors
-from privacy.one_backward.gram import squared_norms_of_products
+from privacy.one_backward.gram import SharedGrams, squared_norms_of_products
 from privacy.one_backward.tape import Dense, Lookup, Product, Use, wide
 
 # Below this part of what it would be without cancellation, a Gram product is not trusted: what
@@ -38,7 +38,8 @@ def add_clipped(
         loss_scale: How many times too large the records are: a power of two, so that undoing it
             on norms and factors is undoing it on the records, bit for bit.
     """
-    terms = {p: _term(records.pop(p), p.shape) for p in parameters}
+    grams = SharedGrams()
+    terms = {p: _term(records.pop(p), p.shape, grams) for p in parameters}
     squares = torch.stack([term.squared_norms() for term in terms.values()])
     squares = squares / loss_scale**2
     factors, finite = clipping_factors(rule, squares, max_grad_norm)
@@ -65,13 +66,14 @@ class _Term(Protocol):
         """The sum over examples times ``factors``, added in place to ``onto`` if there is one."""
 
 
-def _term(uses: list[Use], shape: torch.Size) -> _Term:
+def _term(uses: list[Use], shape: torch.Size, grams: SharedGrams) -> _Term:
     products = [use for use in uses if isinstance(use, Product)]
     lookups = [use for use in uses if isinstance(use, Lookup)]
     dense = [use.gradients for use in uses if isinstance(use, Dense)]
     uses.clear()
     matrix = _MatrixTerm(_joined_products(products), _joined_lookups(lookups), shape)
     if not dense:
+        matrix.share(grams)
         return matrix
     if products or lookups:  # a matrix that is also the weight of a norm, say
         dense.append(torch.stack([matrix.instantiated(i) for i in range(len(dense[0]))]))
@@ -134,6 +136,13 @@ class _MatrixTerm:
         self._product, self._lookup, self._shape = product, lookup, shape
         self._rows = None if lookup is None else _Rows(lookup, shape[0])
         self._exact: dict[int, Tensor] = {}  # gradients of examples whose uses cancel out
+        self._grams: SharedGrams | None = None
+
+    def share(self, grams: SharedGrams) -> None:
+        """Looks there for what another layer with the same activations has computed."""
+        if self._product is not None:
+            grams.expect(self._product.x)
+            self._grams = grams
 
     def squared_norms(self) -> Tensor:
         """From a Gram product; an example that it is not accurate for is instantiated.
@@ -145,7 +154,9 @@ class _MatrixTerm:
             if self._rows is None:
                 raise RuntimeError("a parameter without a use")
             return self._rows.squared_norms()
-        squares, bounds = squared_norms_of_products(wide(self._product.x), wide(self._product.g))
+        x, g = wide(self._product.x), wide(self._product.g)
+        known = None if self._grams is None else self._grams.of(self._product.x, x)
+        squares, bounds = squared_norms_of_products(x, g, known)
         if self._rows is not None and self._lookup is not None:
             of_rows = self._rows.squared_norms()
             squares = squares + of_rows + 2 * _cross(self._product, self._lookup)

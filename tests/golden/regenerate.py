@@ -6,9 +6,14 @@ and raise the schema version where it is one.
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+from core.digests import canonical_json
 from core.messages import encode
+from tests.support import golden_secagg
+from tests.support.attempts import context
+from tests.support.golden_attempts import ATTEMPTS, golden_attempt
 from tests.support.messages import EXAMPLES
 
 FOLDER = Path(__file__).parent
@@ -16,10 +21,21 @@ FOLDER = Path(__file__).parent
 
 def golden_files() -> dict[Path, bytes]:
     """Every golden file with what stands in it by the code of today."""
-    return {
+    messages = {
         FOLDER / "messages" / f"{type(example).__name__}.json": encode(example)
         for example in EXAMPLES
     }
+    # Raise the protocol's version where one of these changes: two versions would mask apart.
+    attempt = {"fields": asdict(context()), "digest": context().hexdigest()}
+    secure_aggregation = {
+        FOLDER / "secure_aggregation" / "context.json": canonical_json(attempt),
+        FOLDER / "secure_aggregation" / "derived.json": canonical_json(golden_secagg.derived()),
+        **{
+            FOLDER / "secure_aggregation" / file: canonical_json(golden_attempt(file))
+            for file in ATTEMPTS
+        },
+    }
+    return messages | secure_aggregation
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from core.config import ColumnsSection, DataSection
+from core.config_sections import ColumnsSection, DataSection
 from core.data.records import RecordSource
 from core.data.sources import open_source
 

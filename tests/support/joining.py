@@ -10,7 +10,7 @@ from client.identity_folder import IdentityFolder
 from coordinator.grids.remote import RemoteGrid
 from coordinator.service.servers import Servers
 from coordinator.service.throttle import Throttle
-from core.config import DataSection, PolicySection
+from core.config_sections import DataSection, PolicySection
 from core.site_config import IdentitySection, SiteConfig, SiteSection
 from core.wire.documents import CollectReply, CollectRequest, Invitation, RosterMember
 from privacy.identities.clock import write_timestamp

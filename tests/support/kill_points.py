@@ -31,8 +31,13 @@ def main(arguments: list[str]) -> int:
     return cloister(command)
 
 
-def arm(point: str) -> None:
-    """Wraps the function that ``point`` names; a name that is not there is an error."""
+def arm(point: str, number: int = signal.SIGKILL) -> None:
+    """Wraps the function that ``point`` names; a name that is not there is an error.
+
+    Args:
+        point: See above.
+        number: The signal that the process sends itself there.
+    """
     match = _POINT.fullmatch(point)
     if match is None:
         raise ValueError(f"expected MODULE:NAME@before|after#N, got {point!r}")
@@ -40,27 +45,27 @@ def arm(point: str) -> None:
     *parents, name = match["name"].split(".")
     for parent in parents:
         owner = getattr(owner, parent)
-    wrapped = _killing(owner.__dict__[name], match["when"], int(match["number"]))
+    wrapped = _killing(owner.__dict__[name], match["when"], int(match["number"]), number)
     setattr(owner, name, wrapped)
 
 
-def _killing(function: Callable[..., Any], when: str, number: int) -> Callable[..., Any]:
+def _killing(function: Callable[..., Any], when: str, call: int, number: int) -> Callable[..., Any]:
     lock, calls = threading.Lock(), 0
 
     def is_the_one() -> bool:
         nonlocal calls
         with lock:
             calls += 1
-            return calls == number
+            return calls == call
 
     @functools.wraps(function)
     def wrapper(*arguments: Any, **named: Any) -> Any:
         die = is_the_one()
         if die and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         result = function(*arguments, **named)
-        if die:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if die and when == "after":
+            os.kill(os.getpid(), number)
         return result
 
     return wrapper

@@ -1,6 +1,6 @@
 """One example of each message, every field set."""
 
-from core.config import PrivacySection, TaskSection
+from core.config_sections import PrivacySection, SecureAggregationSection, TaskSection
 from core.messages import (
     DpSgdTerms,
     LedgerHead,
@@ -13,6 +13,7 @@ from core.messages import (
 )
 from core.model import ModelConfig
 from core.train import TrainConfig
+from tests.support.aggregation_documents import ORDER
 
 TERMS = TrainingTerms(
     federation="clinic",
@@ -27,6 +28,7 @@ TERMS = TrainingTerms(
     proximal_mu=0.5,
     num_rounds=20,
     update_encoding="fp32",
+    secure_aggregation=SecureAggregationSection(),
 )
 HEAD = LedgerHead(sequence=3, digest="3" * 64)
 TASK = TrainTask(
@@ -42,6 +44,7 @@ TASK = TrainTask(
         noise_multiplier=1.1, sample_rate=0.016, max_batch_size=128, max_examples=5000
     ),
     ledger_witness=HEAD,
+    aggregation=ORDER,
 )
 REPLY = TrainReply(
     run_id="0123456789abcdef",
@@ -63,4 +66,6 @@ REFUSAL = Refusal(
     hint="raise policy.max_epsilon",
 )
 
-EXAMPLES: tuple[WireMessage, ...] = (TERMS, TASK.dp_sgd, HEAD, TASK, REPLY.spent, REPLY, REFUSAL)  # type: ignore[assignment]
+EXAMPLES: tuple[WireMessage, ...] = (  # type: ignore[assignment]
+    TERMS, ORDER, TASK.dp_sgd, HEAD, TASK, REPLY.spent, REPLY, REFUSAL,
+)  # fmt: skip

@@ -1,6 +1,7 @@
 """An organisation with a CA of its own, which issues every certificate of a federation."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -11,6 +12,8 @@ from privacy.signing import write_private_file
 from tests.support.certificates import CLIENT, SERVER, Forgery, organisation_root
 
 SERVER_NAME = "fl.hospital.example"
+# Tests that took the time before the certificate was made find it valid.
+_AGO = timedelta(minutes=1)
 
 
 @dataclass
@@ -26,7 +29,7 @@ class Organisation:
 
     def leaf(self, name: str, usage: x509.ObjectIdentifier, key: TlsKey) -> str:
         """A certificate for ``key``."""
-        forgery = Forgery(dns_names=(name,), usages=(usage,), key=key, now=utc_now())
+        forgery = Forgery(dns_names=(name,), usages=(usage,), key=key, now=utc_now() - _AGO)
         return forgery.pem(self.key, self.root)
 
     def files(self, name: str) -> tuple[Path, Path]:

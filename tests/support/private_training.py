@@ -165,7 +165,8 @@ def clipped_sum(
     task: TinyTask | None = None,
 ) -> Tensor:
     """The sum over micro-batches that noise would be added to, as one vector."""
-    mode, config = GRADIENT_MODES[mode_name], train_config(autocast=autocast)
+    config = train_config(autocast=autocast, micro_batch_size=1)
+    mode = GRADIENT_MODES[mode_name]
     loss = make_loss(task or TinyTask(), autocast=autocast)
     mode.check(model, config)
     tight = clip * (1 - mode.slack(config))

@@ -10,8 +10,9 @@ import torch
 
 from client.site import Site, TestRandomness, Workshop, fresh_randomness
 from core.blueprint import make_blueprint, training_terms
-from core.config import ColumnsSection, DataSection, FederationConfig, PolicySection
+from core.config import FederationConfig
 from core.config_files import load_config
+from core.config_sections import ColumnsSection, DataSection, PolicySection
 from core.data.dataset import TokenizedDataset
 from core.data.records import RecordSource
 from core.data.sources import open_source

@@ -20,8 +20,9 @@ from coordinator.grids.in_process import InProcessGrid
 from coordinator.payload import from_record, to_record
 from coordinator.rounds import Evaluator, RunPlan
 from core.array_codec import manifest_of
-from core.config import FederationConfig, MemberSection
+from core.config import FederationConfig
 from core.config_files import parse_config
+from core.config_sections import MemberSection
 from core.digests import arrays_digest
 from core.messages import (
     LedgerHead,

@@ -8,7 +8,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.app import build_client_app, refusal_content
+from client.app import build_client_app
+from client.content import refusal_content
 from coordinator.flower import instruction
 from coordinator.payload import to_record
 from core.errors import BudgetExceededError, CloisterError, DataError, LedgerError

@@ -5,7 +5,7 @@ import time
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from client.app import read_arrays, read_order
+from client.content import read_arrays, read_order
 from client.flower import context_of, to_message, to_refusal, to_reply
 from core.digests import arrays_digest
 from core.errors import CloisterError, DataError, MessageError, SiteStoppingError

@@ -2,14 +2,23 @@ from inspect import signature
 from typing import Any
 
 import pytest
+from scipy import stats
 
-from coordinator.orders import Desk, cohort_size, dp_sgd_terms, sampling_order, task_content
+from coordinator.orders import (
+    Desk,
+    cohort_size,
+    common_sample_rate,
+    dp_sgd_terms,
+    sampling_order,
+    task_content,
+)
 from coordinator.payload import from_record, to_record
 from core.array_codec import manifest_of
 from core.config import StrategySection
 from core.digests import arrays_digest
-from core.messages import LedgerHead, TrainTask, decode
-from privacy.accounting import calibrate_noise_multiplier
+from core.messages import DpSgdTerms, LedgerHead, TrainTask, decode
+from privacy.accounting import calibrate_noise_multiplier, life_epsilon
+from privacy.events import DistributedDpSgdEvent
 from tests.support.sites import INITIAL, config_of, terms_of
 
 NAMES = [f"site-{n}" for n in range(20)]
@@ -91,6 +100,73 @@ def test_the_real_calibration_takes_these_arguments() -> None:
     names = {"target_epsilon", "target_delta", "sample_rate", "steps", "max_batch_size"}
 
     assert {*names, "max_examples"} == set(signature(calibrate_noise_multiplier).parameters)
+
+
+DISTRIBUTED = {
+    "privacy": {"mode": "distributed", "target_epsilon": 3.0, "target_delta": 1e-6},
+    "train": {"steps_per_round": 1, "global_batch_size": 60, "learning_rate": 0.1},
+    "strategy": {"name": "central"},
+    "secure_aggregation": {},
+}
+
+
+def distributed_terms(sizes: dict[str, int], **sections: Any) -> dict[str, DpSgdTerms]:
+    config = config_of(sizes, num_rounds=40, **DISTRIBUTED | sections)
+    terms = dp_sgd_terms(config, config.sites)
+    return {name: item for name, item in terms.items() if item is not None}
+
+
+def test_a_step_over_all_sites_has_one_rate_one_cap_and_one_noise() -> None:
+    terms = distributed_terms({"north": 1000, "south": 600, "tiny": 400})
+    assert {one.sample_rate for one in terms.values()} == {60 / 2000}
+    assert len({one.max_batch_size for one in terms.values()}) == 1
+    assert len({one.noise_multiplier for one in terms.values()}) == 1
+    assert [one.max_examples for one in terms.values()] == [1250, 750, 500]
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"a": 1000, "b": 600, "c": 400}, {"a": 30, "b": 20, "c": 30}, {"a": 5000, "b": 4}]
+)
+def test_every_site_keeps_the_target_and_the_worst_one_hardly(sizes: dict[str, int]) -> None:
+    terms = distributed_terms(sizes)
+
+    def spent(noise: float, one: DpSgdTerms) -> float:
+        event = DistributedDpSgdEvent(
+            noise_multiplier=noise,
+            sample_rate=one.sample_rate,
+            max_batch_size=one.max_batch_size,
+            max_examples=one.max_examples,
+            max_grad_norm=1.0,
+            colluding_sites=1,
+            distance=1e-24,
+        )
+        return life_epsilon([event] * 40, 1e-6)
+
+    epsilons = [spent(one.noise_multiplier, one) for one in terms.values()]
+    assert max(epsilons) <= 3.0
+    assert max(epsilons) > 2.98
+    assert max(spent(0.99 * one.noise_multiplier, one) for one in terms.values()) > 3.0
+
+
+@pytest.mark.parametrize("size", [10, 40, 1000, 50_000])
+def test_no_batch_of_a_run_is_cut_and_one_of_twice_the_expected_size_would_be(size: int) -> None:
+    terms = distributed_terms({"a": size, "b": size, "c": size})["a"]
+
+    def chance(cap: int) -> float:
+        others = terms.max_examples - 1
+        return 40 * float(stats.binom.sf(cap - 1, others, terms.sample_rate))
+
+    assert chance(terms.max_batch_size) <= 1e-9
+    assert terms.max_batch_size == 1 or chance(terms.max_batch_size - 1) > 1e-9
+    assert chance(2 * 20) > 1e-9 or size == 10  # the cap of mode local, at 20 expected
+
+
+def test_a_given_noise_is_taken_for_all_sites() -> None:
+    privacy = {"mode": "distributed", "noise_multiplier": 1.5}
+    terms = distributed_terms({"a": 100, "b": 300, "c": 50}, privacy=privacy)
+    assert [one.noise_multiplier for one in terms.values()] == [1.5] * 3
+    assert common_sample_rate(60, [100, 300, 50]) == terms["a"].sample_rate
+    assert common_sample_rate(60, [20, 10]) == 1.0
 
 
 def test_without_privacy_there_are_no_terms() -> None:

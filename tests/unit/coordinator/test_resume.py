@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import coordinator.aggregation.clear
 import coordinator.rounds
 import coordinator.state
 from coordinator.rounds import run_rounds
@@ -61,7 +62,7 @@ def _killed_at(call: Callable[..., Any], number: int, *, after: bool) -> Callabl
 # Where the coordinator can be stopped: the module and the name that the real step goes by.
 STEPS = {
     "restore": (coordinator.rounds, "restore_state"),
-    "sending": (coordinator.rounds, "sort_replies"),
+    "sending": (coordinator.aggregation.clear, "sort_replies"),
     "saving": (coordinator.rounds, "save_state"),
     "writing": (coordinator.state, "save_checkpoint"),
     "pruning": (coordinator.state, "prune_checkpoints"),

@@ -15,7 +15,7 @@ from coordinator.rounds import RunPlan, run_rounds
 from coordinator.run_directory import RunDirectory
 from coordinator.run_record import RoundResult, read_record
 from coordinator.state import RunState
-from core.config import MemberSection
+from core.config_sections import MemberSection
 from core.digests import arrays_digest
 from core.errors import QuorumError, RunError
 from core.messages import TrainTask

@@ -8,10 +8,10 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, Rec
 from flwr.serverapp.strategy import FedAvg
 
 from coordinator.flower import instruction
-from coordinator.strategies import Contribution, StrategyState, build_strategy
+from coordinator.strategies import Contribution, FlowerStrategy, StrategyState, build_strategy
 from core.config import StrategySection
 from core.digests import arrays_digest
-from core.errors import TrainingError
+from core.errors import ConfigError, TrainingError
 
 NAMES = ("a", "b", "scalar")
 Weights = dict[str, np.ndarray]
@@ -231,3 +231,122 @@ def _message(item: Contribution) -> Message:
         dst_node_id=0,
         message_type=MessageType.TRAIN,
     )
+
+
+# Strategies that bear lying sites
+
+ROBUST = [
+    StrategySection(name="fedmedian"),
+    StrategySection(name="krum", num_malicious_nodes=1),
+]
+LIES = {
+    "far away": 1e6,
+    "beyond fp32's squares": 1e30,
+    "turned round": -5.0,
+    "twice as far": 2.0,
+}
+
+
+def _honest(count: int, scale: float = 0.1) -> list[Contribution]:
+    """Sites that moved about alike from the same weights."""
+    start, common = _weights(0), _weights(1)
+    return [
+        Contribution(
+            f"site{n}",
+            100,
+            {
+                name: np.asarray(
+                    start[name] + scale * common[name] + scale / 10 * _weights(50 + n)[name],
+                    np.float32,
+                )
+                for name in NAMES
+            },
+        )
+        for n in range(count)
+    ]
+
+
+def _liar(factor: float) -> Contribution:
+    start, common = _weights(0), _weights(1)
+    # With the largest public size of all: the mean would follow it.
+    return Contribution(
+        "liar",
+        10**6,
+        {name: np.asarray(start[name] + factor * common[name], np.float32) for name in NAMES},
+    )
+
+
+@pytest.mark.parametrize("section", ROBUST, ids=lambda section: section.name)
+@pytest.mark.parametrize("lie", LIES)
+def test_one_lying_site_does_not_move_a_robust_strategy(section: StrategySection, lie: str) -> None:
+    honest, start = _honest(6), _weights(0)
+    told = [*honest, _liar(LIES[lie])]
+
+    found, state = build_strategy(section).aggregate({}, 1, start, told)
+
+    with np.errstate(over="ignore"):
+        mean, _ = build_strategy(StrategySection()).aggregate({}, 1, start, told)
+    for name in NAMES:
+        values = np.stack([one.arrays[name] for one in honest])
+        assert (values.min(axis=0) - 1e-6 <= found[name]).all()
+        assert (found[name] <= values.max(axis=0) + 1e-6).all()
+    assert any(np.abs(mean[name] - found[name]).max() > 1 for name in NAMES)
+    assert state == {}
+
+
+def test_krum_takes_one_site_s_weights_and_the_median_is_the_median() -> None:
+    honest, start = _honest(5), _weights(0)
+    krum, _ = build_strategy(ROBUST[1]).aggregate({}, 1, start, honest)
+    median, _ = build_strategy(ROBUST[0]).aggregate({}, 1, start, honest)
+    assert any(
+        all(np.allclose(krum[name], one.arrays[name], rtol=0, atol=1e-6) for name in NAMES)
+        for one in honest
+    )
+    for name in NAMES:
+        values = np.stack([one.arrays[name] for one in honest])
+        np.testing.assert_array_equal(median[name], np.median(values, axis=0).astype(np.float32))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_krum_sees_steps_that_are_small_beside_the_weights(seed: int) -> None:
+    """Of weights as large as these, Flower's fp32 distances alone would be rounding."""
+    start = {name: array * np.float32(1e3) for name, array in _weights(seed).items()}
+    steps = (-0.3, 0.01, 0.02, 0.03, 0.4)
+    moved = [
+        Contribution(
+            f"site{n}", 100, {name: array + np.float32(step) for name, array in start.items()}
+        )
+        for n, step in enumerate(steps)
+    ]
+    found, _ = build_strategy(ROBUST[1]).aggregate({}, 1, start, moved)
+    chosen = [
+        n
+        for n, one in enumerate(moved)
+        if all(np.array_equal(found[name], one.arrays[name]) for name in NAMES)
+    ]
+    assert chosen in ([1], [2], [3])  # each has two near neighbours; 0 and 4 have none
+
+
+@pytest.mark.parametrize("section", ROBUST, ids=lambda section: section.name)
+def test_the_order_of_arrival_changes_no_bit_of_a_robust_strategy(
+    section: StrategySection,
+) -> None:
+    honest, start = _honest(5), _weights(0)
+    one, _ = build_strategy(section).aggregate({}, 1, start, honest)
+    two, _ = build_strategy(section).aggregate({}, 1, start, honest[::-1])
+    assert {k: v.tobytes() for k, v in one.items()} == {k: v.tobytes() for k, v in two.items()}
+    assert all(array.dtype == np.float32 for array in one.values())
+
+
+def test_krum_among_too_few_sites_is_refused() -> None:
+    section = StrategySection(name="krum", num_malicious_nodes=1)
+    with pytest.raises(TrainingError, match="expected more than 4 usable replies for krum to bear"):
+        build_strategy(section).aggregate({}, 1, _weights(0), _honest(4))
+
+
+def test_central_needs_a_model() -> None:
+    section = StrategySection(name="central")
+    with pytest.raises(ConfigError, match='expected a model for strategy.name = "central"'):
+        build_strategy(section)
+    made = FlowerStrategy(StrategySection())
+    assert build_strategy(section, lambda: made) is made

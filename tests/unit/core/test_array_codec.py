@@ -38,7 +38,9 @@ def test_each_type_survives(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int32", "uint8", "bool", "object"])
 def test_another_type_does_not_travel(dtype: str) -> None:
-    with pytest.raises(MessageError, match=f"expected a as float32, uint16 or int8, got {dtype}"):
+    with pytest.raises(
+        MessageError, match=f"expected a as float32, uint16, int8 or uint32, got {dtype}"
+    ):
         encode_arrays({"a": np.zeros(2, dtype)})
 
 

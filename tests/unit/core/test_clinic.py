@@ -10,7 +10,7 @@ from scipy.stats import chi2_contingency
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from core.config import ColumnsSection, DataSection
+from core.config_sections import ColumnsSection, DataSection
 from core.data.clinic import (
     CLINIC_HOLDOUT,
     CLINIC_HOSPITALS,

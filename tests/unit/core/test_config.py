@@ -14,8 +14,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from core import config as config_module
 from core import config_files
-from core.config import FederationConfig, MemberSection, PretrainedModel, Section, config_digest
+from core.config import FederationConfig, PretrainedModel, config_digest
 from core.config_files import load_config, parse_config
+from core.config_sections import MemberSection, Section
 from core.errors import ConfigError
 from core.model import ModelConfig
 from core.site_config import SiteConfig

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from core.config import ColumnsSection
+from core.config_sections import ColumnsSection
 from core.data.columns import RecordSchema
 from core.data.dataset import TokenizedDataset
 from core.data.parquet import ParquetSource

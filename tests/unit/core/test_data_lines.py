@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config import DataSection
+from core.config_sections import DataSection
 from core.data.indexed import MAX_RECORD_BYTES
 from core.data.records import Record, iterate
 from core.data.sources import open_source

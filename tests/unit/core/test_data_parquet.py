@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from core.config import ColumnsSection
+from core.config_sections import ColumnsSection
 from core.data.columns import RecordSchema
 from core.data.parquet import ParquetSource
 from core.data.records import Record, iterate

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from core.errors import CheckpointError, ConfigError
-from core.parameters import base_digest, freeze, load_arrays, to_arrays, trainable
+from core.parameters import base_digest, difference_norm, freeze, load_arrays, to_arrays, trainable
 from tests.support.tiny import TinyModel
 
 
@@ -111,3 +111,14 @@ def test_the_digest_covers_every_weight_frozen_ones_too() -> None:
     with torch.no_grad():
         model.embed.weight[0, 0] += 1e-3
     assert base_digest(model) != digest
+
+
+def test_the_norm_is_over_all_arrays_and_blocks() -> None:
+    generator = np.random.default_rng(0)
+    old = {"a": generator.standard_normal(200_000, dtype=np.float32), "b": np.float32([[1, 2]])}
+    new = {"a": old["a"] + np.float32(0.25), "b": np.float32([[4, 6]])}
+    flat = np.concatenate(
+        [(new[name].astype(np.float64) - old[name]).reshape(-1) for name in ("a", "b")]
+    )
+
+    assert difference_norm(new, old) == pytest.approx(np.linalg.norm(flat), rel=1e-12)

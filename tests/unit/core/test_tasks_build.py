@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.config import TaskSection
+from core.config_sections import TaskSection
 from core.data.records import Record
 from core.errors import ConfigError
 from core.tasks.build import build_task

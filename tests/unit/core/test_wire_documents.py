@@ -1,4 +1,4 @@
-"""Documents of identity and control: what is said is what is heard, and nothing else is."""
+"""Documents of identity, control and aggregation: what is said is heard, and nothing else is."""
 
 import json
 import re
@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core import aggregation_messages
 from core.errors import MessageError
 from core.messages import WireMessage, decode, encode
 from core.wire import documents
 from core.wire.documents import session_transcript
+from tests.support.aggregation_documents import AGGREGATION_DOCUMENTS
 from tests.support.documents import DOCUMENTS
 
-KINDS = [type(document) for document in DOCUMENTS]
+EXAMPLES = (*DOCUMENTS, *AGGREGATION_DOCUMENTS)
+KINDS = [type(document) for document in EXAMPLES]
 
 
 def kind(value: object) -> str:
@@ -22,23 +25,24 @@ def kind(value: object) -> str:
 
 
 def test_there_is_an_example_of_every_document() -> None:
-    all_kinds = {k for k in WireMessage.__subclasses__() if k.__module__ == documents.__name__}
-    assert set(KINDS) == all_kinds
+    modules = {documents.__name__, aggregation_messages.__name__}
+    direct = [k for k in WireMessage.__subclasses__() if k.__module__ in modules]
+    assert set(KINDS) == {*direct, *(k for each in direct for k in each.__subclasses__())}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=kind)
+@pytest.mark.parametrize("document", EXAMPLES, ids=kind)
 def test_what_is_said_is_what_is_heard(document: WireMessage) -> None:
     heard = decode(type(document), encode(document))
     assert heard == document
     assert encode(heard) == encode(document)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=kind)
+@pytest.mark.parametrize("document", EXAMPLES, ids=kind)
 def test_an_example_sets_every_field(document: WireMessage) -> None:
     assert document.model_fields_set | {"schema_version"} >= set(type(document).model_fields)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=kind)
+@pytest.mark.parametrize("document", EXAMPLES, ids=kind)
 def test_every_missing_key_is_named(document: WireMessage) -> None:
     fields = json.loads(encode(document))
     for name, field in type(document).model_fields.items():
@@ -55,7 +59,7 @@ def test_every_field_is_described(document: type[WireMessage]) -> None:
 
 
 def test_a_token_is_in_no_repr() -> None:
-    with_token = [document for document in DOCUMENTS if hasattr(document, "token")]
+    with_token = [document for document in EXAMPLES if hasattr(document, "token")]
     assert {kind(document) for document in with_token} == {"Invitation", "JoinRequest"}
     for document in with_token:
         assert document.token not in repr(document)  # type: ignore[attr-defined]
@@ -99,7 +103,7 @@ def test_no_bytes_raise_anything_else(kind: type[WireMessage], payload: bytes) -
     heard_or_refused(kind, payload)
 
 
-@given(st.sampled_from(DOCUMENTS), st.data())
+@given(st.sampled_from(EXAMPLES), st.data())
 def test_no_value_of_a_field_raises_anything_else(
     document: WireMessage, data: st.DataObject
 ) -> None:
@@ -108,7 +112,7 @@ def test_no_value_of_a_field_raises_anything_else(
     heard_or_refused(type(document), json.dumps(fields).encode())
 
 
-@given(st.sampled_from(DOCUMENTS), st.data())
+@given(st.sampled_from(EXAMPLES), st.data())
 def test_no_change_of_the_bytes_raises_anything_else(
     document: WireMessage, data: st.DataObject
 ) -> None:
@@ -120,6 +124,6 @@ def test_no_change_of_the_bytes_raises_anything_else(
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
 def test_keys_on_the_wire_are_kebab_case(kind: type[WireMessage]) -> None:
-    document = next(example for example in DOCUMENTS if type(example) is kind)
+    document = next(example for example in EXAMPLES if type(example) is kind)
     for key in json.loads(encode(document)):
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", key)

@@ -11,6 +11,8 @@ import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant, privacy_loss_distribution
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 import privacy.accounting as accounting
@@ -23,8 +25,14 @@ from privacy.accountants import (
     prv_epsilon,
     rdp_epsilon,
 )
-from privacy.accounting import epsilon_report, gate
-from privacy.events import DpSgdEvent, Event, LaplaceCountsEvent, NonPrivateEvent
+from privacy.accounting import epsilon_report, gate, life_epsilon, uncut_batch_size
+from privacy.events import (
+    DistributedDpSgdEvent,
+    DpSgdEvent,
+    Event,
+    LaplaceCountsEvent,
+    NonPrivateEvent,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -447,3 +455,115 @@ def test_no_accountant_that_underestimates_is_in_our_code() -> None:
     files = [path for package in packages for path in (ROOT / package).rglob("*.py")]
     assert ROOT / "privacy" / "accountants.py" in files
     assert [str(path) for path in files if forbidden.search(path.read_text("utf-8"))] == []
+
+
+# Steps over all sites
+
+
+def shared(event: DpSgdEvent, distance: float = 1e-24) -> list[Event]:
+    """The same steps, one by one, with noise that several sites share."""
+    one = DistributedDpSgdEvent(
+        noise_multiplier=event.noise_multiplier,
+        sample_rate=event.sample_rate,
+        max_batch_size=event.max_batch_size,
+        max_examples=event.max_examples,
+        max_grad_norm=event.max_grad_norm,
+        colluding_sites=1,
+        distance=distance,
+    )
+    return [one] * event.steps
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    noise=st.sampled_from([0.6, 0.9, 1.5, 4.0]),
+    rate=st.sampled_from([0.01, 0.1, 1.0]),
+    steps=st.integers(1, 30),
+    cap=st.sampled_from([30, 60, 1000]),
+    distance=st.sampled_from([0.0, 1e-30, 1e-24, 1e-14, 1e-9]),
+)
+def test_shared_noise_is_never_cheaper_than_a_site_s_own(
+    noise: float, rate: float, steps: int, cap: int, distance: float
+) -> None:
+    own = steps_of(noise, rate, steps, max_examples=1000, max_batch_size=cap)
+    local = life_epsilon([own], 1e-4)
+    try:
+        both = life_epsilon(shared(own, distance), 1e-4)
+    except AccountingError:
+        assert (1 + math.exp(local)) * steps * distance > 1e-4 / 4  # what half of delta cannot pay
+        return
+    assert both >= local
+    if distance <= 1e-24:
+        assert both == pytest.approx(local, rel=1e-3)
+
+
+def test_steps_of_both_kinds_are_merged_and_their_distance_is_added_up() -> None:
+    own = steps_of(1.0, 0.01, 7)
+    merged = merge([own, *shared(own, 1e-25)])
+    assert [segment.steps for segment in merged.gaussian] == [14]
+    assert merged.distance == pytest.approx(7e-25)
+    assert merged.ideal == merge([replace(own, steps=14)])
+    other = merge([own, *shared(replace(own, sample_rate=0.02), 0.0)])
+    assert [segment.sample_rate for segment in other.gaussian] == [0.01, 0.02]
+
+
+def test_the_distance_is_paid_from_delta() -> None:
+    """By the smallest of three shares that pays (1 + exp(epsilon)) times it."""
+    own = steps_of(1.0, 0.01, 100)
+    plain = merge([own])
+    for distance, share in ((1e-25, 2.0**-20), (1e-14, 2.0**-20), (1e-12, 2.0**-10), (1e-9, 0.5)):
+        epsilon = life_epsilon(shared(own, distance), 1e-5)
+        assert epsilon == pld_epsilon(plain, 1e-5 - share * 1e-5, truncated=False)
+        cost = (1 + math.exp(epsilon)) * 100 * distance
+        assert cost <= share * 1e-5
+    assert life_epsilon(shared(own, 0.0), 1e-5) == life_epsilon([own], 1e-5)
+
+
+def test_a_distance_that_no_delta_pays_is_no_epsilon() -> None:
+    own = steps_of(1.0, 0.01, 100)
+    with pytest.raises(AccountingError, match="near enough to a Gaussian mechanism's for delta"):
+        life_epsilon(shared(own, 1e-6), 1e-5)
+    with pytest.raises(AccountingError, match="near enough"):
+        gate(shared(own, 1e-6)[1:], shared(own, 1e-6)[0], 50.0, 1e-5)
+    with pytest.raises(AccountingError, match="near enough"):
+        life_epsilon(shared(steps_of(0.2, 1.0, 40), 1e-24), 1e-5)  # exp(epsilon) is too large
+
+
+def test_the_gate_looks_at_shared_noise_as_at_a_site_s_own() -> None:
+    own = steps_of(1.0, 0.01, 100)
+    events = shared(own)
+    epsilon = life_epsilon(events, 1e-5)
+    gate(events[1:], events[0], epsilon * 1.0001, 1e-5)
+    with pytest.raises(BudgetExceededError):
+        gate(events[1:], events[0], epsilon * 0.999, 1e-5)
+    # Far below the cap RDP answers; not where it cannot tell what the distance costs.
+    gate(events[1:], events[0], 50.0, 1e-5)
+
+
+def test_delta_must_be_below_one_over_the_records_of_a_step_over_all_sites_too() -> None:
+    with pytest.raises(PrivacyError, match="expected delta < 1/N = 2e-05 for up to 50000 records"):
+        life_epsilon(shared(steps_of(1.0, 0.01, 1)), 2e-5)
+
+
+def test_a_report_of_shared_noise_has_its_second_opinions() -> None:
+    report = epsilon_report(shared(steps_of(1.0, 0.01, 50)), 1e-5)
+    assert report.alarm is None
+    assert report.prv == pytest.approx(report.epsilon, abs=0.02)
+    assert report.private
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.05, 0.9, 1.0])
+@pytest.mark.parametrize("max_examples", [1, 30, 2000, 100_000])
+def test_a_batch_is_cut_only_where_that_costs_a_thousandth_of_delta(
+    rate: float, max_examples: int
+) -> None:
+    cap = uncut_batch_size(
+        sample_rate=rate, steps=500, max_examples=max_examples, target_delta=1e-6
+    )
+
+    def cost(size: int) -> float:
+        return 500 * float(stats.binom.sf(size - 1, max_examples - 1, rate))
+
+    assert 1 <= cap <= max_examples
+    assert cap == max_examples or cost(cap) <= 1e-9
+    assert cap == 1 or cost(cap - 1) > 0.9e-9

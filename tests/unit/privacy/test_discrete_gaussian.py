@@ -23,6 +23,7 @@ from privacy.discrete_gaussian_tables import gaussian_table
 from privacy.random_source import RandomStream
 
 KEY = bytes(range(32))
+BLOCK = 262_144
 Integers = npt.NDArray[np.int64]
 DEVIATIONS = [8.0, 100.5, 640.0, 641.0, 2.0**15, 2.0**23, 2.0**30]
 
@@ -78,11 +79,11 @@ def naive_level(variance: Fraction, stream: Iterator[int], count: int) -> list[i
 
 
 def naive_sample(levels: list[Fraction], base: int, key: bytes, count: int) -> list[int]:
-    """Blocks of 32,000, each under the next key of the stream."""
+    """Blocks of 262,144, each under the next key of the stream."""
     parent, values = keystream(key), list[int]()
     while len(values) < count:
         stream = keystream(bytes(next(parent) for _ in range(32)))
-        size = min(32_000, count - len(values))
+        size = min(BLOCK, count - len(values))
         total = [0] * size
         for variance in levels:
             level = naive_level(variance, stream, size)
@@ -93,7 +94,7 @@ def naive_sample(levels: list[Fraction], base: int, key: bytes, count: int) -> l
 
 @pytest.mark.parametrize(
     ("deviation", "base", "lower", "count"),
-    [(8, 1, 0, 500), (100, 1, 0, 33_000), (2000, 4, 1, 2000), (2**23, 128, 2, 4000)],
+    [(8, 1, 0, 500), (100, 1, 0, BLOCK + 1000), (2000, 4, 1, 2000), (2**23, 128, 2, 4000)],
 )
 def test_values_are_those_of_a_naive_sampler(
     deviation: int, base: int, lower: int, count: int
@@ -210,7 +211,7 @@ def test_narrow_noise_has_each_outcome_as_often_as_it_should(deviation: float) -
 
 
 def test_moments_and_tails() -> None:
-    values = drawn(2.0**23, 2_000_000) / 2.0**23
+    values = drawn(2.0**23, 4_000_000) / 2.0**23
     for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3), (6, 15)):
         spread = math.sqrt(math.prod(range(1, 2 * power, 2)) - moment**2)  # E x^2p = (2p - 1)!!
         assert abs(np.mean(values**power) - moment) < 4 * spread / math.sqrt(len(values))
@@ -226,8 +227,8 @@ def correlation(left: Integers, right: Integers) -> float:
 
 
 def test_values_do_not_follow_each_other() -> None:
-    values = drawn(2.0**23, 128_000).astype(np.float64)
-    for lag in (1, 2, 32_000):  # neighbours, and the same place of the next block
+    values = drawn(2.0**23, 3 * BLOCK).astype(np.float64)
+    for lag in (1, 2, BLOCK):  # neighbours, and the same place of the next block
         assert correlation(values[lag:], values[:-lag]) < 4
         assert correlation(np.square(values[lag:]), np.square(values[:-lag])) < 4
     assert correlation(np.repeat(values, 2)[1:], np.repeat(values, 2)[:-1]) > 50
@@ -271,7 +272,7 @@ def test_a_hundred_million_values() -> None:
 # What it does not depend on, and what it refuses
 
 
-@pytest.mark.parametrize("count", [0, 1, 31_999, 32_000, 32_001, 100_003])
+@pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 3])
 def test_values_do_not_depend_on_the_number_of_threads(count: int) -> None:
     before = torch.get_num_threads()
     results = []
@@ -301,7 +302,7 @@ def test_an_error_of_the_consumer_comes_out_of_any_thread() -> None:
 
     noise = DiscreteGaussian(Fraction(64))
     with pytest.raises(PrivacyError, match="no more"):
-        noise.each_block(RandomStream(KEY), 70_000, refuse)
+        noise.each_block(RandomStream(KEY), 3 * BLOCK, refuse)
 
 
 @pytest.mark.parametrize("variance", [Fraction(0), Fraction(-1), Fraction(1, 2), Fraction(2**97)])

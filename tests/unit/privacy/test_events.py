@@ -1,5 +1,5 @@
 import math
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from core.digests import canonical_json
 from core.errors import LedgerError, PrivacyError
 from privacy.events import (
+    DistributedDpSgdEvent,
     DpSgdEvent,
     Event,
     LaplaceCountsEvent,
@@ -18,11 +19,14 @@ from privacy.events import (
 )
 
 STEPS = DpSgdEvent(1.0, 0.01, 200, 10_000, 31, 1.0)
+SHARED = DistributedDpSgdEvent(1.0, 0.01, 200, 10_000, 1.0, 2, 1e-25)
 EVENTS: list[Event] = [
     STEPS,
+    SHARED,
     LaplaceCountsEvent(2.0),
     NonPrivateEvent("no-privacy"),
     NonPrivateEvent("test-noise", STEPS),
+    NonPrivateEvent("test-noise", SHARED),
     NonPrivateEvent("test-noise", LaplaceCountsEvent(2.0)),
 ]
 
@@ -38,11 +42,11 @@ def test_json_returns_the_same_event(event: Event) -> None:
 
 
 def test_private_means_that_something_bounds_the_event() -> None:
-    assert [event.private for event in EVENTS] == [True, True, False, False, False]
+    assert [event.private for event in EVENTS] == [True] * 3 + [False] * 4
 
 
 def test_steps_that_a_reserve_covers() -> None:
-    assert [event.steps for event in EVENTS] == [31, 1, None, 31, 1]
+    assert [event.steps for event in EVENTS] == [31, 1, 1, None, 31, 1, 1]
 
 
 def test_an_event_cannot_be_changed() -> None:
@@ -86,6 +90,30 @@ def test_dp_sgd_refuses(changes: dict[str, object], message: str) -> None:
         dp_sgd(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"noise_multiplier": 0.0}, r"expected noise_multiplier between 0\.1 and 100000, got 0\.0"),
+        ({"sample_rate": 1.01}, r"expected sample_rate between 1e-12 and 1, got 1\.01"),
+        ({"max_batch_size": 0}, "expected max_batch_size as an integer"),
+        ({"max_examples": -5}, "expected max_examples as an integer"),
+        ({"max_grad_norm": math.inf}, "expected max_grad_norm between"),
+        ({"unit": "user"}, "expected unit as one of record, got 'user'"),
+        ({"neighbouring": "replace_one"}, "expected neighbouring as one of add_or_remove_one"),
+        ({"sampler": "shuffle"}, "expected sampler as one of truncated-poisson, got 'shuffle'"),
+        ({"colluding_sites": -1}, "expected colluding_sites as an integer from 0 to 10000"),
+        ({"colluding_sites": 1.0}, "expected colluding_sites as an integer"),
+        ({"distance": -1e-30}, "expected distance between 0 and 1, got -1e-30"),
+        ({"distance": 1.1}, "expected distance between 0 and 1"),
+        ({"distance": math.nan}, "expected distance between 0 and 1, got nan"),
+        ({"distance": None}, "expected distance between 0 and 1, got None"),
+    ],
+)
+def test_a_step_over_all_sites_refuses(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(PrivacyError, match=message):
+        replace(SHARED, **changes)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf, "1", None])
 def test_counts_refuse_a_scale_that_is_none(scale: float) -> None:
     with pytest.raises(PrivacyError, match=r"expected scale between 0\.01 and 1e\+09, got"):
@@ -110,7 +138,8 @@ def test_only_an_object_is_an_event(value: object) -> None:
 
 @pytest.mark.parametrize("kind", ["dp-ftrl", None, ["dp-sgd"]])
 def test_an_unknown_kind_is_refused(kind: object) -> None:
-    message = "expected an event of kind dp-sgd, laplace-counts, non-private, got .*\n.*newer"
+    kinds = "dp-sgd, distributed-dp-sgd, laplace-counts, non-private"
+    message = f"expected an event of kind {kinds}, got .*\n.*newer"
     with pytest.raises(LedgerError, match=message):
         event_from_json({"kind": kind, "scale": 2.0})
 

@@ -1,5 +1,6 @@
 """fp16 with a loss scale: what overflows is dropped, and the clip is kept by all the others."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ def test_training_counts_every_step_and_ends_near_fp32(mode: str) -> None:
 
     def ended(autocast: Any, task: TinyTask) -> Tensor:
         plan = plan_of(gradient_mode=mode, steps=3)
-        config = train_config(autocast=autocast)
+        config = train_config(autocast=autocast, micro_batch_size=1)
         data = TinyData.make(12)
         return train(tiny_model(), data, plan, config=config, task=task, executed=steps.append)
 
@@ -152,9 +153,48 @@ def test_a_model_whose_probes_overflow_is_refused() -> None:
         model.embed.weight[0].fill_(1e6)  # beyond fp16 as soon as a Linear sees it
         model.norm.weight.fill_(1e6)
     before = flat(model)
-    with pytest.raises(PrivacyError):
-        train(model, TinyData.make(4), plan_of(), config=train_config(autocast="fp16"))
+    config = train_config(autocast="fp16", micro_batch_size=1)
+    with pytest.raises(PrivacyError, match="expected a finite gradient of a made-up text"):
+        train(model, TinyData.make(4), plan_of(), config=config)
     assert torch.equal(flat(model), before)
+
+
+class AtTheEdge(TinyTask):
+    """Gradients just below 65504, and just above where padding changes how a product rounds."""
+
+    def loss_per_example(self, logits: Tensor, batch: Batch) -> Tensor:
+        """As a kernel that adds in another order for a longer row: the last bit is another one."""
+        losses = logits[:, 0, 0] * (65504 / 1024)
+        padded = ~batch.attention_mask.all(dim=1)
+        return losses * torch.where(padded, 1 + 2.0**-11, 1.0)
+
+
+def test_one_record_more_would_move_a_batch_at_the_edge_by_many_clips() -> None:
+    """In one forward pass it does; one at a time, as is required, by one clip at most."""
+    model, short, long = tiny_model(), TinyData.make(4, fixed_length=4), TinyData.make(1, 9)
+    examples = [*short.examples, replace(long.examples[0], tokens=(3, 1, 4, 1, 5))]
+
+    def total(micro_batches: list[list[int]]) -> Tensor:
+        batches = [TinyTask().collate([examples[i] for i in rows]) for rows in micro_batches]
+        task = AtTheEdge()
+        return clipped_sum("one_backward", model, batches, clip=CLIP, autocast="fp16", task=task)
+
+    together = total([[0, 1, 2, 3, 4]]) - total([[0, 1, 2, 3]])
+    assert float(together.norm()) > 2 * CLIP
+    alone = total([[0], [1], [2], [3], [4]]) - total([[0], [1], [2], [3]])
+    assert 0.9 * CLIP < float(alone.norm()) <= CLIP
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [2, 32])
+def test_several_records_at_a_time_are_refused_in_fp16_alone(mode: str, size: int) -> None:
+    model, data, plan = tiny_model(), TinyData.make(4), plan_of(gradient_mode=mode, steps=1)
+    before = flat(model)
+    with pytest.raises(PrivacyError, match="expected train.micro_batch_size = 1 with DP-SGD and"):
+        train(model, data, plan, config=train_config(autocast="fp16", micro_batch_size=size))
+    assert torch.equal(flat(model), before)
+    train(model, data, plan, config=train_config(autocast="bf16", micro_batch_size=size))
+    assert not torch.equal(flat(model), before)
 
 
 def test_ghost_clipping_refuses_fp16() -> None:

@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.config import PrivacySection
+from core.config_sections import PrivacySection
 from core.errors import PrivacyError, TrainingError
 from core.messages import DpSgdTerms, TrainTask
 from core.train import PlainStepper, epoch_batches, make_loss, make_optimizer, run_steps
+from privacy.distributed import distributed_event
+from privacy.distributed_sum import ClippedSum
 from privacy.dp_sgd import DpSgdPlan
 from privacy.events import DpSgdEvent, NonPrivateEvent
 from privacy.modes import PRIVACY_MODES, _plan, public_seed
 from privacy.random_source import RandomSource
+from tests.support.distributed import distributed_order
 from tests.support.messages import TASK, TERMS
 from tests.support.private_training import SilentTask, flat, known_source, tiny_model, train
 from tests.support.tiny import TinyData, TinyTask, train_config
@@ -169,7 +172,8 @@ def test_sites_without_privacy_shuffle_differently_and_repeatably() -> None:
 
 
 def test_a_round_without_privacy_pulls() -> None:
-    plain, pulled = trained(order("none"))[0], trained(order("none", proximal_mu=0.5))[0]
+    # Strongly: other terms have another digest, and with it other batches.
+    plain, pulled = trained(order("none"))[0], trained(order("none", proximal_mu=5.0))[0]
     start = flat(tiny_model())
     assert float((pulled - start).norm()) < float((plain - start).norm())
 
@@ -185,4 +189,55 @@ def test_a_round_without_privacy_needs_a_record() -> None:
 
 
 def test_modes_are_those_of_the_configuration() -> None:
-    assert set(PRIVACY_MODES) == {"local", "none"}
+    assert set(PRIVACY_MODES) == {"local", "distributed", "none"}
+
+
+# Steps over all sites
+
+
+def test_a_step_over_all_sites_is_debited_as_its_event() -> None:
+    task = distributed_order()
+    mode = PRIVACY_MODES["distributed"]
+    event = mode.event(task, RandomSource.fresh())
+    assert event == distributed_event(task)
+    assert event.private
+    assert mode.event(task, known_source()) == NonPrivateEvent(
+        "test-noise", distributed_event(task)
+    )
+
+
+def test_a_step_over_all_sites_gives_a_sum_and_leaves_the_model_alone() -> None:
+    task, model, executed = distributed_order(), tiny_model(), list[int]()
+    result = PRIVACY_MODES["distributed"].train(
+        model,
+        TinyTask(),
+        TinyData.make(20),
+        order=task,
+        randomness=known_source(),
+        executed=executed.append,
+    )
+    assert isinstance(result, ClippedSum)
+    assert executed == [1]
+    assert torch.equal(flat(model), flat(tiny_model()))
+
+
+@pytest.mark.parametrize("mode", ["local", "none"])
+def test_modes_that_train_in_place_give_no_sum(mode: str) -> None:
+    model = tiny_model()
+    result = PRIVACY_MODES[mode].train(
+        model,
+        TinyTask(),
+        TinyData.make(20),
+        order=order(mode),
+        randomness=known_source(),
+        executed=lambda _: None,
+    )
+    assert result is None
+    assert not torch.equal(flat(model), flat(tiny_model()))
+
+
+def test_a_step_over_all_sites_without_constants_or_an_aggregation_is_refused() -> None:
+    mode = PRIVACY_MODES["distributed"]
+    for missing in ({"dp_sgd": None}, {"aggregation": None}):
+        with pytest.raises(PrivacyError, match="in mode distributed, got"):
+            mode.event(distributed_order().model_copy(update=missing), RandomSource.fresh())

@@ -78,6 +78,12 @@ def test_cells_and_fillings_are_the_same_keystream_and_no_byte_comes_twice() -> 
     assert pieces.cells(1).tobytes() == whole[192:194]
 
 
+def test_a_long_filling_is_the_same_keystream() -> None:
+    filled, after = bytearray(600_000), stream()
+    after.fill(filled)
+    assert filled + after.words(1).tobytes() == stream().words(75_001).tobytes()
+
+
 def test_a_cell_is_its_two_bytes_lowest_first() -> None:
     raw = stream().words(2).tobytes()
     assert stream().cells(3).tolist() == [raw[i] + 256 * raw[i + 1] for i in (0, 2, 4)]

@@ -1,0 +1,1 @@
+"""Several processes of one site that work on each step together."""

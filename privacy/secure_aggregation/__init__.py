@@ -1,0 +1,1 @@
+"""Secure aggregation, protocol cloister-secagg/1: the coordinator opens sums alone. No IO here."""

@@ -69,6 +69,7 @@ def build_client_app(
             logger.info("%s: asked for round %d of %s", site.name, order.server_round, order.run_id)
             if order.terms.secure_aggregation is not None:
                 return _begin(rounds.of(site), workshop, order, message.content)
+            rounds.forget(site.name)
             return _answer(site, workshop, order, message.content, outbox)
 
         return _reply(message, site, lambda: read_order(message.content), answer)

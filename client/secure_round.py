@@ -9,8 +9,8 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +32,14 @@ from core.aggregation_messages import (
 )
 from core.config_sections import SecureAggregationSection
 from core.digests import arrays_digest, json_digest
-from core.errors import ContextMismatchError, OutOfOrderError, PolicyRefusedError
+from core.errors import (
+    ContextMismatchError,
+    DeadlineError,
+    OutOfOrderError,
+    PolicyRefusedError,
+)
 from core.messages import TrainReply, TrainTask
-from core.parameters import difference_norm, to_arrays
+from core.parameters import copy_to, cut, difference_norm
 from core.wire.documents import SignedRoster
 from privacy.distributed_sum import ClippedSum
 from privacy.identities.clock import utc_now
@@ -43,11 +48,13 @@ from privacy.secure_aggregation.site import SiteAttempt
 
 logger = logging.getLogger(__name__)
 
+LONGEST_ATTEMPT: Final = timedelta(days=7)
+
 Arrays = dict[str, npt.NDArray[Any]]
 Integers = npt.NDArray[np.uint32]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Update:
     """What was computed for an order and has not left the site."""
 
@@ -56,10 +63,19 @@ class _Update:
     values: Integers | ClippedSum
     sequence: int
     repeatable: bool
+    attempt: int
+    """The newest attempt that it was meant for."""
 
     def take(self, cohort: int) -> Integers:
         """The integers to be masked at once, with this site's share of the noise if it has one."""
         return self.values.noised(cohort) if isinstance(self.values, ClippedSum) else self.values
+
+    def wipe(self) -> None:
+        """Overwrites it."""
+        if isinstance(self.values, ClippedSum):
+            self.values.wipe()
+        else:
+            self.values.fill(0)
 
     def __repr__(self) -> str:
         return "_Update(values=***)"
@@ -70,9 +86,10 @@ class SecureRound:
 
     Guarantees:
         An update is debited before it is computed, and leaves the site at most once, masked, after
-        the ledger said so durably. An attempt that fails before that leaves the update for the
-        next attempt at the same round, which then costs nothing; after it, the next attempt
-        computes and debits another update, or is refused where that would be the same one.
+        the ledger said so durably, and into each attempt at most one does. An attempt that fails
+        before that leaves the update for the next attempt at the same round, which then costs
+        nothing where it encodes updates alike; after it, the next attempt computes and debits
+        another update, or is refused where that would be the same one.
 
     Args:
         site: Whose.
@@ -121,6 +138,7 @@ class SecureRound:
         check_order(self._site, order, total_examples=total)
         context = context_of(order, roster)
         self._check_dimension(context)
+        self._check_deadline(context)
         section = _section(order)
         attempt = SiteAttempt(
             context,
@@ -179,11 +197,26 @@ class SecureRound:
             self._attempt[1].wipe()
             self._attempt = None
 
+    def forget(self) -> None:
+        """Overwrites an update that has not left the site: it never will."""
+        update, self._update = self._update, None
+        if update is not None:
+            update.wipe()
+
     def _check_dimension(self, context: AttemptContext) -> None:
         trained = sum(math.prod(spec.shape) for spec in self._workshop.manifest.values())
         if context.dimension != trained:
             raise ContextMismatchError(
                 f"expected an attempt over {trained} coordinates, got one over {context.dimension}"
+            )
+
+    def _check_deadline(self, context: AttemptContext) -> None:
+        """Secrets do not wait in memory for whenever a coordinator may come back to them."""
+        if context.ends() > self._now() + LONGEST_ATTEMPT:
+            raise DeadlineError(
+                f"expected an attempt of at most {LONGEST_ATTEMPT.days} days, got one until "
+                f"{context.deadline}",
+                hint="lower strategy.round_timeout_seconds",
             )
 
     def _present(self, message: AttemptMessage) -> SiteAttempt:
@@ -197,17 +230,23 @@ class SecureRound:
     def _update_for(
         self, order: TrainTask, context: AttemptContext, arrays: Arrays, total_examples: int
     ) -> _Update:
-        key = _key(order, context)
-        if self._update is None or self._update.key != key:
-            self._update = None  # its memory, before another is made
-            with paid_round(
-                self._site, self._workshop, order, arrays, total_examples=total_examples
-            ) as paid:
-                values = _computed(paid, context, arrays)
-                reply = reply_to(order, {}, paid.ledger)
-                # Without fresh noise, what is computed anew is the same again.
-                repeatable = order.terms.privacy.mode != "none" and paid.randomness.private
-                self._update = _Update(key, reply, values, paid.sequence, repeatable)
+        key, kept = _key(order, context), self._update
+        if kept is not None and kept.key == key:
+            if order.attempt <= kept.attempt:
+                raise OutOfOrderError(
+                    f"expected an attempt after {kept.attempt}, got {order.attempt}"
+                )
+            kept.attempt = order.attempt
+            return kept
+        self.forget()  # its memory, before another is made
+        with paid_round(
+            self._site, self._workshop, order, arrays, total_examples=total_examples
+        ) as paid:
+            values = _computed(paid, context, arrays)
+            reply = reply_to(order, {}, paid.ledger)
+            # Without fresh noise, what is computed anew is the same again.
+            repeatable = order.terms.privacy.mode != "none" and paid.randomness.private
+            self._update = _Update(key, reply, values, paid.sequence, repeatable, order.attempt)
         return self._update
 
     def _mark_spent(self, update: _Update, context: str) -> None:
@@ -225,6 +264,12 @@ class SecureRounds:
     def __init__(self, workshop: Workshop) -> None:
         self._workshop = workshop
         self._rounds: dict[str, SecureRound] = {}
+
+    def forget(self, site: str) -> None:
+        """The site was asked for something else: ends its attempt and overwrites its update."""
+        if site in self._rounds:
+            self._rounds[site].drop()
+            self._rounds[site].forget()
 
     def of(self, site: Site) -> SecureRound:
         """The site's.
@@ -248,13 +293,15 @@ def _computed(paid: PaidRound, context: AttemptContext, arrays: Arrays) -> Integ
     clipped_sum = paid.train()
     if clipped_sum is not None:
         return clipped_sum
-    trained = to_arrays(paid.model)
+    vector = np.empty(context.dimension, dtype=np.float32)
+    trained = cut(vector, arrays)
+    copy_to(paid.model, trained)
     norm, limit = difference_norm(trained, arrays), _section(paid.order).max_update_norm
     factor = context.fraction(paid.order.site)
     if norm > limit:
         logger.warning("scales an update down to secure_aggregation.max_update_norm")
         factor *= limit / norm
-    values = np.empty(context.dimension, dtype=np.uint32)
+    values = vector.view(np.uint32)  # in the update's own memory
     context.fixed_point().encode(trained, arrays, factor, values)
     return values
 
@@ -269,6 +316,7 @@ def _section(order: TrainTask) -> SecureAggregationSection:
 def _key(order: TrainTask, context: AttemptContext) -> str:
     """Equal for orders of the same computation, encoded alike."""
     same = order.model_copy(update={"attempt": 1, "ledger_witness": None, "aggregation": None})
-    # Of the number of members follows the noise that each site's share is of.
-    encoding = (context.fraction(order.site), context.step, context.bits, len(context.members))
+    encoding: list[Any] = [context.fraction(order.site), context.step, context.bits]
+    if order.terms.privacy.mode == "distributed":
+        encoding.append(len(context.members))  # of which the noise's share follows
     return json_digest([same.model_dump(mode="json"), *encoding])

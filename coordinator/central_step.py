@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from coordinator.strategies import Arrays, Contribution, StrategyState
+from coordinator.strategies import Arrays, Contribution, StrategyState, check_finite
 from core.errors import CheckpointError, TrainingError
 from core.parameters import load_arrays, to_arrays, trainable
 from core.train import TrainConfig, learning_rate, make_optimizer
@@ -69,13 +69,7 @@ class CentralStep:
             group["lr"] = learning_rate(self.train, server_round - 1, self.num_rounds)
         optimizer.step()
         arrays, after = to_arrays(model), _state_of(optimizer, names)
-        for name, array in (*arrays.items(), *after.items()):
-            if not np.isfinite(array).all():
-                raise TrainingError(
-                    f"expected finite weights after round {server_round}, got NaN or infinity "
-                    f"in {name}",
-                    hint="lower train.learning_rate",
-                )
+        check_finite(arrays, after, server_round, hint="lower train.learning_rate")
         return arrays, after
 
     def _mean(self, contributions: Sequence[Contribution]) -> dict[str, npt.NDArray[np.float32]]:

@@ -123,14 +123,12 @@ class FlowerStrategy:
         if self.section.name == "krum":
             arrays = {name: global_arrays[name] + arrays[name] for name in arrays}
         after = _state_of(strategy, sorted(global_arrays))
-        # A moment that is infinite would stop the weights for ever, and silently.
-        for name, array in (*arrays.items(), *after.items()):
-            if not np.isfinite(array).all():
-                raise TrainingError(
-                    f"expected finite weights after round {server_round}, got NaN or infinity "
-                    f"in {name}",
-                    hint="lower strategy.server_learning_rate, or set strategy.max_update_norm",
-                )
+        check_finite(
+            arrays,
+            after,
+            server_round,
+            hint="lower strategy.server_learning_rate, or set strategy.max_update_norm",
+        )
         return arrays, after
 
     def _messages(
@@ -190,6 +188,21 @@ class FlowerStrategy:
                     beta_2=section.beta2,
                     tau=section.tau,
                 )
+
+
+def check_finite(arrays: Arrays, state: StrategyState, server_round: int, *, hint: str) -> None:
+    """Checks what a round left; an infinite moment would stop the weights for ever, and silently.
+
+    Raises:
+        TrainingError: Something is not finite.
+    """
+    for name, array in (*arrays.items(), *state.items()):
+        if not np.isfinite(array).all():
+            raise TrainingError(
+                f"expected finite weights after round {server_round}, "
+                f"got NaN or infinity in {name}",
+                hint=hint,
+            )
 
 
 class _HeldArray(Array):

@@ -110,6 +110,8 @@ class Confirmation(AttemptMessage):
 
     site: Name
     """Whose."""
+    adverts_digest: Digest
+    """SHA-256 of the canonical JSON of the ``Adverts`` that it was sent: the keys at stake."""
     sharers: Names
     """U2."""
     survivors: Names
@@ -165,6 +167,8 @@ class Transcript(AttemptMessage):
     """U2."""
     survivors: Names
     """U3."""
+    adverts_digest: Digest
+    """As in ``Confirmation``."""
     sum_digest: Digest
     """``arrays_digest`` of the opened sum, int32."""
     signatures: Annotated[tuple[SignedBy, ...], Field(max_length=MAX_COHORT)]

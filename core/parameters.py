@@ -50,6 +50,24 @@ def to_arrays(model: nn.Module, *, all_parameters: bool = False) -> Arrays:
     }
 
 
+def cut(
+    vector: npt.NDArray[np.float32], like: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """One vector as arrays of the names and shapes of ``like``, in their order: views of it."""
+    arrays, start = {}, 0
+    for name in sorted(like):
+        stop = start + like[name].size
+        arrays[name] = vector[start:stop].reshape(like[name].shape)
+        start = stop
+    return arrays
+
+
+def copy_to(model: nn.Module, arrays: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Writes the trained parameters into ``arrays``, which have their names and shapes."""
+    for name, parameter in trainable(model).items():
+        arrays[name][...] = parameter.detach().to("cpu", torch.float32).numpy()
+
+
 @torch.no_grad()
 def load_arrays(
     model: nn.Module, arrays: Mapping[str, npt.NDArray[Any]], *, all_parameters: bool = False

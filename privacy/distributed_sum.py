@@ -17,13 +17,13 @@ from core.errors import OutOfOrderError, PrivacyError
 from core.messages import TrainTask
 from core.parallel.team import SOLO, Job, Team
 from core.parameters import trainable
-from core.tasks.interface import Batch, Task
-from core.train import Loss, gradient_scale, make_loss, run_steps
+from core.tasks.interface import Task
+from core.train import gradient_scale, make_loss, run_steps
+from privacy.clipping_stepper import ClippingStepper
 from privacy.distributed import DistributedGrid, Ring, distributed_constants, grid_of_order
-from privacy.dp_sgd import PrivateData, check_clipping
+from privacy.dp_sgd import PrivateData, check_clipping, check_data_size
 from privacy.engine import PublicConstantsEngine
 from privacy.gradient_modes import GRADIENT_MODES, GradientMode
-from privacy.optimizers import CalibratedNoise
 from privacy.random_source import RandomSource, RandomStream
 from privacy.rehearsal import forget_gradients
 from privacy.sampling import TruncatedPoissonSampler
@@ -81,30 +81,6 @@ class ClippedSum:
         raise PrivacyError("expected a clipped sum to stay where it was computed, got a copy of it")
 
 
-class _SummingStepper:
-    """Clips and sums micro-batches; neither noise nor a step of the optimizer ever comes."""
-
-    def __init__(
-        self, module: Any, optimizer: CalibratedNoise, mode: GradientMode, loss: Loss
-    ) -> None:
-        self._module, self._optimizer, self._mode, self._loss = module, optimizer, mode, loss
-
-    def micro_step(self, batch: Batch, *, last: bool) -> None:
-        """Clips a micro-batch and adds it to the sum."""
-        self._mode.backward(self._module, self._optimizer, self._loss, batch)
-        self._sum()
-
-    def empty_step(self) -> None:
-        """A batch without examples has a sum all the same: zeros."""
-        self._mode.empty(self._optimizer)
-        self._sum()
-
-    def _sum(self) -> None:
-        self._optimizer.signal_skip_step(do_skip=True)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-
-
 def clipped_sum(
     model: nn.Module,
     task: Task,
@@ -129,6 +105,7 @@ def clipped_sum(
         order: Public constants, in mode ``distributed``.
         randomness: Keys of this round, never used before.
         executed: Told 1 at the end, or 0 where an error ends the call after its checks.
+        team: The processes that share the batch, led by this one.
 
     Raises:
         PrivacyError: The data set is empty or larger than accounted for, or a guarantee cannot
@@ -140,12 +117,7 @@ def clipped_sum(
         raise PrivacyError(
             f"expected {grid.dimension} trained parameters, as the order says, got {dimension}"
         )
-    if not 1 <= len(data) <= constants.max_examples:
-        raise PrivacyError(
-            f"expected between 1 and {constants.max_examples} records, which the accounting "
-            "covers; this site holds another number",
-            hint="declare a larger public num_examples for this site",
-        )
+    check_data_size(data, constants.max_examples)
     config, privacy = order.terms.train, order.terms.privacy
     mode = GRADIENT_MODES[privacy.gradient_mode]
     check_clipping(model, task, mode, config, clipping=privacy.clipping)
@@ -159,7 +131,9 @@ def clipped_sum(
         steps=_ONE,
         stream=randomness.stream("sampling"),
     )
-    stepper = _SummingStepper(module, optimizer, mode, make_loss(task, autocast=config.autocast))
+    stepper = ClippingStepper(
+        module, optimizer, mode, make_loss(task, autocast=config.autocast), updates=False
+    )
     summed = 0
     try:
         trained = list(trainable(model).values())

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -13,7 +13,6 @@ from core.parallel.team import SOLO, Job, Team
 from core.parameters import trainable
 from core.tasks.interface import Batch, Task
 from core.train import (
-    Loss,
     TrainConfig,
     gradient_scale,
     make_loss,
@@ -22,10 +21,10 @@ from core.train import (
     run_steps,
 )
 from privacy.clipping_rules import CLIPPING_RULES
+from privacy.clipping_stepper import ClippingStepper
 from privacy.engine import PublicConstantsEngine
 from privacy.gradient_modes import GRADIENT_MODES, GradientMode
 from privacy.guards import check_arithmetic, check_layers, check_loss_contract
-from privacy.optimizers import CalibratedNoise
 from privacy.random_source import RandomSource
 from privacy.rehearsal import forget_gradients, rehearse
 from privacy.sampling import TruncatedPoissonSampler
@@ -96,6 +95,20 @@ class PrivateData(Protocol):
         """The examples at ``indices``, padded."""
 
 
+def check_data_size(data: PrivateData, max_examples: int) -> None:
+    """Refuses a data set that the accounting does not cover.
+
+    Raises:
+        PrivacyError: It is empty or too large; the message does not say how large.
+    """
+    if not 1 <= len(data) <= max_examples:
+        raise PrivacyError(
+            f"expected between 1 and {max_examples} records, which the accounting covers; "
+            "this site holds another number",
+            hint="declare a larger public num_examples for this site",
+        )
+
+
 def check_clipping(
     model: nn.Module, task: Task, mode: GradientMode, config: TrainConfig, *, clipping: str
 ) -> None:
@@ -111,30 +124,6 @@ def check_clipping(
     rehearse(
         model, task, make_loss(task, autocast=config.autocast), mode, config, clipping=clipping
     )
-
-
-class _PrivateStepper:
-    """Drives Opacus' optimizer as its BatchMemoryManager does, empty batches included."""
-
-    def __init__(
-        self, module: Any, optimizer: CalibratedNoise, mode: GradientMode, loss: Loss
-    ) -> None:
-        self._module, self._optimizer, self._mode, self._loss = module, optimizer, mode, loss
-
-    def micro_step(self, batch: Batch, *, last: bool) -> None:
-        """Clips and sums a micro-batch; after the last one noises and updates."""
-        self._mode.backward(self._module, self._optimizer, self._loss, batch)
-        self._advance(last=last)
-
-    def empty_step(self) -> None:
-        """A batch without examples is noise all the same, and counts."""
-        self._mode.empty(self._optimizer)
-        self._advance(last=True)
-
-    def _advance(self, *, last: bool) -> None:
-        self._optimizer.signal_skip_step(do_skip=not last)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
 
 
 def _reordered(
@@ -196,12 +185,7 @@ def train_privately(
 
     Source: Abadi et al. 2016, algorithm 1.
     """
-    if not 1 <= len(data) <= plan.max_examples:
-        raise PrivacyError(
-            f"expected between 1 and {plan.max_examples} records, which the accounting covers; "
-            "this site holds another number",
-            hint="declare a larger public num_examples for this site",
-        )
+    check_data_size(data, plan.max_examples)
     mode = GRADIENT_MODES[plan.gradient_mode]
     loss = make_loss(task, autocast=config.autocast)
     check_clipping(model, task, mode, config, clipping=plan.clipping)
@@ -237,7 +221,7 @@ def train_privately(
     )
     in_order = list(trainable(model).values())  # as a worker has them
     private_optimizer.complete_sums = _reordered(team.add_up, trained, in_order)
-    stepper = _PrivateStepper(module, private_optimizer, mode, loss)
+    stepper = ClippingStepper(module, private_optimizer, mode, loss)
     job = Job.of(
         "dp-sgd",
         len(data),

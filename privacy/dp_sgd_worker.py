@@ -13,11 +13,12 @@ from core.errors import PrivacyError
 from core.parallel.team import Job, WorkerSeat
 from core.parameters import trainable
 from core.plain_training import check_same_records
-from core.tasks.interface import Batch, Task
+from core.tasks.interface import Task
 from core.train import Loss, gradient_scale, make_loss, run_steps
+from privacy.clipping_stepper import ClippingStepper
 from privacy.dp_sgd import PrivateData, check_clipping
 from privacy.gradient_modes import GRADIENT_MODES, GradientMode
-from privacy.optimizers import CalibratedNoise
+from privacy.optimizers import CalibratedNoise, flat_sum
 from privacy.random_source import RandomSource
 from privacy.rehearsal import forget_gradients
 
@@ -79,7 +80,7 @@ def work_privately(
         forget_gradients(module, model)
 
 
-class _SumsOnly:
+class _SumsOnly(ClippingStepper):
     """Clips and sums as the leader's stepper does, and gives the sum away in place of a step."""
 
     def __init__(
@@ -90,32 +91,13 @@ class _SumsOnly:
         loss: Loss,
         seat: WorkerSeat,
     ) -> None:
-        self._module, self._optimizer, self._mode, self._loss = module, optimizer, mode, loss
+        super().__init__(module, optimizer, mode, loss, updates=False)
         self._add_up: Callable[[Sequence[Tensor]], None] = seat.add_up
         self._trained: list[nn.Parameter] = list(optimizer.params)
 
-    def micro_step(self, batch: Batch, *, last: bool) -> None:
-        """Clips and sums a micro-batch; after the last one gives the sum away."""
-        self._mode.backward(self._module, self._optimizer, self._loss, batch)
-        self._advance(last=last)
-
-    def empty_step(self) -> None:
-        """Gives zeros away."""
-        self._mode.empty(self._optimizer)
-        self._advance(last=True)
-
     def _advance(self, *, last: bool) -> None:
-        self._optimizer.signal_skip_step(do_skip=True)  # sum, but neither noise nor a step
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        super()._advance(last=last)
         if last:
-            self._add_up([_flat_sum(parameter) for parameter in self._trained])
+            self._add_up([flat_sum(parameter) for parameter in self._trained])
             for parameter in self._trained:
                 parameter.__dict__["summed_grad"] = None
-
-
-def _flat_sum(parameter: Any) -> Tensor:
-    sums: Tensor | None = parameter.summed_grad
-    if sums is None:
-        raise PrivacyError("expected a clipped sum to give away, got a step without one")
-    return sums.detach().to(torch.float32).reshape(-1)

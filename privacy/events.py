@@ -5,7 +5,7 @@ Every field is a public constant; none is a function of the records.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from core.errors import LedgerError, PrivacyError
@@ -166,6 +166,20 @@ _KINDS: Final[Mapping[str, type[Event]]] = {
     kind.kind: kind
     for kind in (DpSgdEvent, DistributedDpSgdEvent, LaplaceCountsEvent, NonPrivateEvent)
 }
+
+
+def constants_of(event: Event) -> Event:
+    """What of an event is the same in every round of a run.
+
+    The distance of noise in shares follows from how many sites an attempt asks.
+    """
+    match event:
+        case DistributedDpSgdEvent():
+            return replace(event, distance=0.0)
+        case NonPrivateEvent(would_be=DistributedDpSgdEvent() as would_be):
+            return replace(event, would_be=replace(would_be, distance=0.0))
+        case _:
+            return event
 
 
 def event_to_json(event: Event) -> dict[str, Any]:

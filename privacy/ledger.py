@@ -26,7 +26,7 @@ from core.errors import (
 )
 from core.messages import LedgerHead
 from privacy.accounting import EpsilonReport, epsilon_report, gate
-from privacy.events import Event
+from privacy.events import Event, constants_of
 from privacy.ledger_entries import (
     NO_DIGEST,
     SCHEMA_VERSION,
@@ -140,7 +140,8 @@ class Ledger:
             The entry's sequence, for ``settle``.
 
         Raises:
-            MessageError: With ``once``, an old or repeated order.
+            MessageError: With ``once``, an old or repeated order, or one of another mechanism than
+                the run's before it.
             BudgetExceededError: It would pass the cap, or mix private and non-private events.
             PrivacyError: ``delta`` is too large or the cap is not one.
             AccountingError: Epsilon cannot be computed.
@@ -160,6 +161,7 @@ class Ledger:
         def check(history: History) -> None:
             if once:
                 _refuse_repeated(history.last_order(run_id), (server_round, attempt))
+                _refuse_changed(history.last_event(run_id), event)
             _refuse_mixing(history.events, event)
             if event.private:
                 gate(history.events, event, max_epsilon, delta)
@@ -180,7 +182,8 @@ class Ledger:
         """Marks a debit's update as spent, before it leaves the site in a masked sum.
 
         **Guarantees**: When this returns, the mark lies on the disk, and no second call for the
-        same debit ever returns; where the update is not ``repeatable``, none for its round.
+        same debit or for the same attempt ever returns; where the update is not ``repeatable``,
+        none for its terms and round.
 
         Args:
             sequence: The debit's.
@@ -195,7 +198,7 @@ class Ledger:
         self._append(
             "release",
             release_body(sequence, context),
-            lambda history: history.check_release(sequence, repeatable=repeatable),
+            lambda history: history.check_release(sequence, context, repeatable=repeatable),
         )
 
     def spent(self, delta: float) -> EpsilonReport:
@@ -369,6 +372,15 @@ def _refuse_repeated(last: tuple[int, int] | None, order: tuple[int, int]) -> No
         raise MessageError(
             f"expected an order after round {last[0]}, attempt {last[1]}, "
             f"got round {order[0]}, attempt {order[1]}"
+        )
+
+
+def _refuse_changed(last: Event | None, event: Event) -> None:
+    """The noise of a run was calibrated for rounds that are all alike."""
+    if last is not None and constants_of(last) != constants_of(event):
+        raise MessageError(
+            f"expected the mechanism that the run was debited for before, {last}, got {event}",
+            hint="constants of a run never change: order another run",
         )
 
 

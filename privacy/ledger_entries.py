@@ -212,8 +212,10 @@ class History:
         self._reserved: dict[int, Event] = {}
         self._settled: set[int] = set()
         self._released: set[int] = set()
+        self._contexts: set[str] = set()
         self._rounds: dict[int, tuple[str, int]] = {}
         self._orders: dict[str, tuple[int, int]] = {}
+        self._run_events: dict[str, Event] = {}
 
     @property
     def last(self) -> Entry | None:
@@ -235,10 +237,15 @@ class History:
                 self._settled.add(entry.body["reserve"])
             elif entry.kind == "release":
                 self._released.add(entry.body["reserve"])
+                self._contexts.add(entry.body["context"])
 
     def last_order(self, run_id: str) -> tuple[int, int] | None:
         """The newest round and attempt that a run was debited for."""
         return self._orders.get(run_id)
+
+    def last_event(self, run_id: str) -> Event | None:
+        """The newest event that a run was debited for."""
+        return self._run_events.get(run_id)
 
     def check_settle(self, sequence: int, executed_steps: int) -> None:
         """Refuses to settle what was not reserved, twice, or beyond what was reserved.
@@ -258,17 +265,20 @@ class History:
                 hint="more ran than was debited: what was trained must not leave the site",
             )
 
-    def check_release(self, sequence: int, *, repeatable: bool) -> None:
-        """Refuses to release what was not debited, and what was released before.
+    def check_release(self, sequence: int, context: str, *, repeatable: bool) -> None:
+        """Refuses to release what was not debited, what was released before, or into one attempt
+        another time.
 
         Args:
             sequence: The debit's.
+            context: Digest of the attempt.
             repeatable: The update is computed anew with noise of its own after each debit. Where
-                it is not, another debit of the same round has the same update.
+                it is not, another debit for the same terms and round has the same update, in
+                whatever run.
 
         Raises:
             NotDebitedError: There is no such debit.
-            AlreadySpentError: Its update, or one like it, was released.
+            AlreadySpentError: Its update, or one like it, was released, or one into this attempt.
         """
         if sequence not in self._reserved:
             raise NotDebitedError(f"expected a debit at entry {sequence}, got none there")
@@ -278,13 +288,19 @@ class History:
                 f"expected an update that has not left the site, got that of entry {sequence}",
                 hint="one update in two sums shows what is in one of them and not in the other",
             )
+        if context in self._contexts:
+            raise AlreadySpentError(
+                "expected an attempt that no update of this site went into, got one again",
+                hint="who confirms one attempt twice can be made to open less than a sum",
+            )
 
     def _add_reserve(self, entry: Entry, event: Event) -> None:
-        self._rounds[entry.sequence] = (entry.body["run_id"], entry.body["server_round"])
+        self._rounds[entry.sequence] = (entry.body["task_digest"], entry.body["server_round"])
         self.events.append(event)
         self._reserved[entry.sequence] = event
         run_id, order = entry.body["run_id"], (entry.body["server_round"], entry.body["attempt"])
         self._orders[run_id] = max(order, self._orders.get(run_id, order))
+        self._run_events[run_id] = event
 
 
 def _matching(name: str, value: str, pattern: re.Pattern[str]) -> str:

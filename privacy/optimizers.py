@@ -65,7 +65,7 @@ class CalibratedNoise(DPOptimizer):  # type: ignore[misc]
 
     def add_noise(self) -> None:
         """Sets each gradient to the clipped sum plus noise. No sum without noise is kept."""
-        sums = [_flat_sum(parameter) for parameter in self.params]
+        sums = [flat_sum(parameter) for parameter in self.params]
         self.complete_sums(sums)
         self._grid(sum(one.numel() for one in sums)).add_(sums, self._noise)
         for parameter, noised in zip(self.params, sums, strict=True):
@@ -94,7 +94,7 @@ class CalibratedNoise(DPOptimizer):  # type: ignore[misc]
             self._pull.add_to_gradients(parameters)
 
 
-def _flat_sum(parameter: Any) -> torch.Tensor:
+def flat_sum(parameter: Any) -> torch.Tensor:
     """The clipped sum, or a copy, as one vector in fp32."""
     if parameter.summed_grad is None:
         raise PrivacyError("expected a clipped sum before the noise, got a step without one")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from coordinator.strategies import Contribution
 from core.errors import SumNormError
 from core.messages import TrainTask
+from core.parameters import cut
 from privacy.secure_aggregation.context import AttemptContext
 
 SUM: Final = "sum"
@@ -44,13 +45,11 @@ def contribution_of_sum(
     sizes = dict(context.weights)
     weight = sum(sizes[site] for site in survivors)
     if order.terms.privacy.mode == "distributed":
-        return Contribution(
-            SUM, weight, _shaped(context.fixed_point().decode(total), global_arrays)
-        )
+        return Contribution(SUM, weight, cut(context.fixed_point().decode(total), global_arrays))
     whole = context.total_fraction(survivors)
     _check_norm(total, context, whole, len(survivors), order)
     mean = context.fixed_point().decode(total, divisor=whole)
-    arrays = _shaped(mean, global_arrays)
+    arrays = cut(mean, global_arrays)
     for name, array in arrays.items():
         np.add(array, global_arrays[name], out=array)
     return Contribution(SUM, weight, arrays)
@@ -78,13 +77,3 @@ def _norm(total: Integers) -> float:
     blocks = (total[start : start + (1 << 16)].astype(np.float64) for start in parts)
     # Not np.dot: see difference_norm.
     return math.sqrt(math.fsum(float(np.einsum("i,i->", block, block)) for block in blocks))
-
-
-def _shaped(values: npt.NDArray[np.float32], like: Arrays) -> dict[str, npt.NDArray[np.float32]]:
-    """One vector, cut into arrays by sorted name: views of it."""
-    arrays, start = {}, 0
-    for name in sorted(like):
-        stop = start + like[name].size
-        arrays[name] = values[start:stop].reshape(like[name].shape)
-        start = stop
-    return arrays

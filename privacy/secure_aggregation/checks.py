@@ -270,10 +270,20 @@ def check_confirmed(
         )
 
 
+def check_same_keys(confirmation: Confirmation, adverts_digest: bytes) -> None:
+    """It is about the keys that all were sent."""
+    if confirmation.adverts_digest != adverts_digest.hex():
+        raise ConfirmationError("expected a confirmation of the adverts that all got, got another")
+
+
 def check_confirmations(
-    confirmations: Confirmations, names: AttemptNames, least: int, members: Members
+    confirmations: Confirmations,
+    names: AttemptNames,
+    adverts_digest: bytes,
+    least: int,
+    members: Members,
 ) -> None:
-    """Enough different survivors signed this very U2 and U3."""
+    """Enough different survivors signed this very U2 and U3, for these very keys."""
     signers = [signed.site for signed in confirmations.signatures]
     check_ascending("confirmations", signers)
     if not set(signers) <= set(confirmations.survivors):
@@ -283,6 +293,7 @@ def check_confirmations(
         confirmation = Confirmation(
             **names._asdict(),
             site=signed.site,
+            adverts_digest=adverts_digest.hex(),
             sharers=confirmations.sharers,
             survivors=confirmations.survivors,
             signature=signed.signature,

@@ -35,6 +35,7 @@ from privacy.secure_aggregation.context import (
     threshold,
 )
 from privacy.secure_aggregation.fixed_point import check_capacity
+from privacy.secure_aggregation.keys import adverts_digest
 from privacy.secure_aggregation.masks import add_masks
 from privacy.secure_aggregation.shamir import combine, read_share
 from privacy.secure_aggregation.unmasking import unmasking
@@ -96,6 +97,7 @@ class CoordinatorAttempt:
         self._names: Final = checks.names_of(context)
         self._stage = Stage.ADVERTS
         self._adverts: dict[str, Advert] = {}
+        self._adverts_digest = b""
         self._dealt: dict[str, dict[str, SealedShare]] = {}
         """By who dealt, then by for whom."""
         self._sum: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
@@ -141,10 +143,11 @@ class CoordinatorAttempt:
         cohort = tuple(sorted(self._adverts))
         checks.check_size("adverts", len(cohort), max(self._context.min_cohort, MIN_COHORT))
         check_capacity(len(cohort), self._context.bits)
-        self._cohort, self._stage = cohort, after
-        return Adverts(
+        closed = Adverts(
             **self._names._asdict(), adverts=tuple(self._adverts[site] for site in cohort)
         )
+        self._cohort, self._adverts_digest, self._stage = cohort, adverts_digest(closed), after
+        return closed
 
     def add_shares(self, dealt: SealedShares) -> None:
         """Takes what a site dealt to the others.
@@ -225,6 +228,7 @@ class CoordinatorAttempt:
         checks.check_attempt(confirmation, self._names)
         checks.check_member(confirmation.site, self._survivors)
         checks.check_first(confirmation, self._confirmed)
+        checks.check_same_keys(confirmation, self._adverts_digest)
         checks.check_confirmed(confirmation, self._sharers, self._survivors)
         checks.check_signature(confirmation, self._members)
         self._confirmed[confirmation.site] = SignedBy(
@@ -308,6 +312,7 @@ class CoordinatorAttempt:
             **self._names._asdict(),
             sharers=self._sharers,
             survivors=self._survivors,
+            adverts_digest=self._adverts_digest.hex(),
             sum_digest=sum_digest,
             signatures=self._signatures(),
         )

@@ -59,7 +59,8 @@ class FixedPoint:
             reference: What is subtracted: the same names and shapes; ``None`` for nothing.
             factor: The site's weight, times what shortens its update; in float64, so that an
                 update of norm C scaled to C does not leave the range by rounding.
-            out: As long as all arrays together.
+            out: As long as all arrays together; it may be the very memory of ``arrays``, where
+                that is one vector in their order.
 
         Raises:
             ValueRangeError: A value is out of range, NaN or infinite.

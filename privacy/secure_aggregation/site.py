@@ -129,6 +129,7 @@ class SiteAttempt:
         self._stage = Stage.NEW
         self._secrets = SiteSecrets(site, context.digest(), random)
         self._advert: Advert | None = None
+        self._adverts_digest = b""
         self._cohort: tuple[str, ...] = ()
         self._sharers: tuple[str, ...] = ()
         self._survivors: tuple[str, ...] = ()
@@ -203,8 +204,9 @@ class SiteAttempt:
             check_capacity(len(cohort), self._context.bits)
             self._secrets.agree(a for a in adverts.adverts if a.site != self._site)
             places = {name: self._members[name].place for name in cohort}
-            boxes = self._secrets.deal(places, threshold(len(cohort)), adverts_digest(adverts))
-            self._cohort = cohort
+            digest = adverts_digest(adverts)
+            boxes = self._secrets.deal(places, threshold(len(cohort)), digest)
+            self._cohort, self._adverts_digest = cohort, digest
             return SealedShares(**self._names._asdict(), site=self._site, shares=boxes)
 
     def open_shares(self, delivered: SealedShares) -> tuple[str, ...]:
@@ -291,6 +293,7 @@ class SiteAttempt:
                 Confirmation(
                     **self._names._asdict(),
                     site=self._site,
+                    adverts_digest=self._adverts_digest.hex(),
                     sharers=survivors.sharers,
                     survivors=survivors.survivors,
                     signature=checks.UNSIGNED,
@@ -314,7 +317,11 @@ class SiteAttempt:
             checks.check_attempt(confirmations, self._names)
             checks.check_confirmed(confirmations, self._sharers, self._survivors)
             checks.check_confirmations(
-                confirmations, self._names, threshold(self.cohort), self._members
+                confirmations,
+                self._names,
+                self._adverts_digest,
+                threshold(self.cohort),
+                self._members,
             )
             revealed = Revealed(
                 **self._names._asdict(),

@@ -239,7 +239,7 @@ def test_no_secret_is_in_a_repr(secrets: Secrets) -> None:
     for name in play.names:
         texts.append(repr(play.sites[name].reveal(confirmations)))
     secret = site_secrets.SiteSecrets("ant", b"c" * 32, lambda count: b"s" * count)
-    update = _Update("key", None, np.arange(64, dtype=np.uint32), 1, True)  # type: ignore[arg-type]
+    update = _Update("key", None, np.arange(64, dtype=np.uint32), 1, True, 1)  # type: ignore[arg-type]
     texts += [repr(secret), repr(update), repr(SiteKey.generate())]
     secrets.add(("encoded", np.arange(64, dtype=np.uint32)[:16].tobytes()))
     assert find(secrets, {str(n): text.encode() for n, text in enumerate(texts)}) == set()

@@ -54,7 +54,12 @@ AGGREGATION_DOCUMENTS: tuple[WireMessage, ...] = (
     MaskedInput(**_ATTEMPT, site="north", digest="6" * 64, signature="7" * 128),
     Survivors(**_ATTEMPT, sharers=_SHARERS, survivors=_SURVIVORS),
     Confirmation(
-        **_ATTEMPT, site="north", sharers=_SHARERS, survivors=_SURVIVORS, signature="8" * 128
+        **_ATTEMPT,
+        site="north",
+        adverts_digest="0" * 64,
+        sharers=_SHARERS,
+        survivors=_SURVIVORS,
+        signature="8" * 128,
     ),
     *_SIGNED[:1],
     Confirmations(**_ATTEMPT, sharers=_SHARERS, survivors=_SURVIVORS, signatures=_SIGNED),
@@ -64,6 +69,7 @@ AGGREGATION_DOCUMENTS: tuple[WireMessage, ...] = (
         **_ATTEMPT,
         sharers=_SHARERS,
         survivors=_SURVIVORS,
+        adverts_digest="0" * 64,
         sum_digest="9" * 64,
         signatures=_SIGNED,
     ),

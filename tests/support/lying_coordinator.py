@@ -359,6 +359,7 @@ class LyingCoordinator:
                 unsigned = Confirmation(
                     **self._names_of(victim.context),
                     site=name,
+                    adverts_digest=_digest_of(victim.adverts),
                     sharers=sharers,
                     survivors=survivors,
                     signature="0" * 128,
@@ -398,3 +399,8 @@ class LyingCoordinator:
             adverts[liar] = signed_by(liar, self._advert(liar, names, *pairs), **changes)
         found: Adverts = edited(message, adverts=tuple(adverts[site] for site in sorted(adverts)))
         return found
+
+
+def _digest_of(adverts: Adverts | None) -> str:
+    """What a site confirms of the adverts that it was sent, if it was sent any."""
+    return "0" * 64 if adverts is None else keys.adverts_digest(adverts).hex()

@@ -60,6 +60,7 @@ def check_signatures(transcript: Mapping[str, Any], roster: Roster) -> None:
         confirmation = Confirmation(
             **names,
             site=signed["site"],
+            adverts_digest=transcript["adverts_digest"],
             sharers=tuple(transcript["sharers"]),
             survivors=tuple(transcript["survivors"]),
             signature=signed["signature"],

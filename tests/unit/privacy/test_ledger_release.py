@@ -1,17 +1,18 @@
 """The mark that an update leaves the site in a masked sum: once, durably, and never undone."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from core.errors import AlreadySpentError, LedgerError, NotDebitedError
-from privacy.events import DpSgdEvent
+from core.errors import AlreadySpentError, LedgerError, MessageError, NotDebitedError
+from privacy.events import DpSgdEvent, Event
 from privacy.ledger import Ledger
 
 ROUND = DpSgdEvent(1.0, 0.01, 400, 10_000, 100, 1.0)
-CONTEXT = "cd" * 32
+CONTEXT, OTHER = "cd" * 32, "ef" * 32
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def ledger(path: Path) -> Iterator[Ledger]:
         yield opened
 
 
-def reserve(ledger: Ledger, **changes: Any) -> int:
+def reserve(ledger: Ledger, event: Event = ROUND, **changes: Any) -> int:
     arguments: dict[str, Any] = {
         "run_id": "0123456789abcdef",
         "server_round": 1,
@@ -34,7 +35,7 @@ def reserve(ledger: Ledger, **changes: Any) -> int:
         "max_epsilon": 8.0,
         "delta": 1e-5,
     }
-    return ledger.reserve(ROUND, **(arguments | changes))
+    return ledger.reserve(event, **(arguments | changes))
 
 
 def test_a_release_is_a_signed_entry_with_its_attempt(ledger: Ledger) -> None:
@@ -60,16 +61,37 @@ def test_an_update_leaves_once(ledger: Ledger, path: Path, *, repeatable: bool) 
 
 def test_an_update_with_fresh_noise_may_follow_in_the_same_round(ledger: Ledger) -> None:
     ledger.release(reserve(ledger), CONTEXT, repeatable=True)
-    ledger.release(reserve(ledger, attempt=2), CONTEXT, repeatable=True)
+    ledger.release(reserve(ledger, attempt=2), OTHER, repeatable=True)
 
 
-def test_one_that_would_be_the_same_again_may_not(ledger: Ledger) -> None:
-    ledger.release(reserve(ledger), CONTEXT, repeatable=False)
+def test_into_one_attempt_goes_one_update(ledger: Ledger, path: Path) -> None:
+    ledger.release(reserve(ledger), CONTEXT, repeatable=True)
     second = reserve(ledger, attempt=2)
+    with pytest.raises(AlreadySpentError, match="an attempt that no update of this site went into"):
+        ledger.release(second, CONTEXT, repeatable=True)
+    with Ledger.open(path, site="north") as again, pytest.raises(AlreadySpentError):
+        again.release(second, CONTEXT, repeatable=True)
+    ledger.release(second, OTHER, repeatable=True)
+
+
+@pytest.mark.parametrize("again", [{"attempt": 2}, {"run_id": "f" * 16}])
+def test_one_that_would_be_the_same_again_may_not(ledger: Ledger, again: dict[str, Any]) -> None:
+    ledger.release(reserve(ledger), CONTEXT, repeatable=False)
+    second = reserve(ledger, **again)
     with pytest.raises(AlreadySpentError):
-        ledger.release(second, CONTEXT, repeatable=False)
-    for other in ({"server_round": 2}, {"run_id": "f" * 16}):
-        ledger.release(reserve(ledger, **other), CONTEXT, repeatable=False)
+        ledger.release(second, OTHER, repeatable=False)
+    for number, other in enumerate(({"server_round": 2}, {"task_digest": "0" * 64})):
+        ledger.release(reserve(ledger, **other), f"{number:064x}", repeatable=False)
+
+
+def test_the_constants_of_a_run_never_change(ledger: Ledger) -> None:
+    once = {"once": True, "max_epsilon": 100.0}
+    reserve(ledger, **once)
+    weaker = replace(ROUND, noise_multiplier=0.9)
+    with pytest.raises(MessageError, match="expected the mechanism that the run was debited for"):
+        reserve(ledger, weaker, server_round=2, **once)
+    reserve(ledger, server_round=2, **once)
+    reserve(ledger, weaker, run_id="f" * 16, **once)
 
 
 @pytest.mark.parametrize("sequence", [0, 1, 3, 9])

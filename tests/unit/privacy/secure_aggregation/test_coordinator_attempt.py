@@ -215,6 +215,10 @@ CONFIRMATIONS: dict[str, tuple[Lie, type[Exception]]] = {
         lambda play, m: signed_by(LIAR, m, survivors=m.survivors[:4]),
         ConfirmationError,
     ),
+    "of other keys": (
+        lambda play, m: signed_by(LIAR, m, adverts_digest="0" * 64),
+        ConfirmationError,
+    ),
     "signed by another": (lambda play, m: signed_by("ant", m), BadSignatureError),
     "of no survivor": (lambda play, m: signed_by(IDLE, m, site=IDLE), UnknownMemberError),
     "as another": (lambda play, m: signed_by("ant", m, site="ant"), OutOfOrderError),

@@ -433,6 +433,12 @@ def over_other_survivors(play: Play, signed: list[Any]) -> list[Any]:
     return [edited(signed[0], signature=other.signature), *signed[1:]]
 
 
+def for_other_keys(play: Play, signed: list[Any]) -> list[Any]:
+    """A good signature of ``ant`` over the same survivors, from when it was sent other adverts."""
+    other = signed_by("ant", play.sent["ant"], adverts_digest="0" * 64)
+    return [edited(signed[0], signature=other.signature), *signed[1:]]
+
+
 CONFIRMATIONS: dict[str, tuple[Lie, type[Exception]]] = {
     **{
         f"another {field}": (
@@ -452,6 +458,7 @@ CONFIRMATIONS: dict[str, tuple[Lie, type[Exception]]] = {
         ConfirmationError,
     ),
     "over other survivors": (signatures(over_other_survivors), BadSignatureError),
+    "for other keys": (signatures(for_other_keys), BadSignatureError),
     "by another site": (
         signatures(
             lambda play, signed: [edited(signed[0], signature=signed[1].signature), *signed[1:]]

@@ -1,6 +1,8 @@
 """Sites with several processes in a deployed run: started by the client, and by torchrun."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,18 @@ FEDERATION_OF_TWO = FEDERATION.replace("min_train_nodes = 1", "min_train_nodes =
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
+class TorchRun(Program):
+    """torchrun; killed, it would leave its ranks behind."""
+
+    def kill(self) -> None:
+        """kill -9, of its ranks too."""
+        ranks = children(self)
+        super().kill()
+        for pid in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 def start_by_torchrun(deployment: Deployment, site: str) -> Program:
     log = deployment.folder / f"{site}-torchrun.log"
     command = [*TORCHRUN, *COMMAND[1:], "client", "start", "--config", deployment.site_file(site)]
@@ -22,7 +36,7 @@ def start_by_torchrun(deployment: Deployment, site: str) -> Program:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=environment(), cwd=ROOT
         )
-    deployment.programs.append(Program(site, process, log))
+    deployment.programs.append(TorchRun(site, process, log))
     return deployment.programs[-1]
 
 

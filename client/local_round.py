@@ -12,7 +12,7 @@ from torch import nn
 from client.policy import check_policy
 from client.site import OnDevice, Site, Workshop
 from core.digests import arrays_digest
-from core.errors import MessageError, PrivacyError, RoundFailedError
+from core.errors import MessageError, PolicyRefusedError, PrivacyError, RoundFailedError
 from core.messages import SpentBudget, TrainReply, TrainTask
 from core.parallel.team import Team
 from core.parameters import Arrays, load_arrays, to_arrays
@@ -57,6 +57,8 @@ def local_round(
         RoundFailedError: After the debit; nothing is returned.
         CloisterError: Anything else that keeps the site from training.
     """
+    if order.terms.secure_aggregation is not None:
+        raise PolicyRefusedError("expected terms whose updates travel unmasked, got others")
     with paid_round(site, workshop, order, arrays) as paid:
         if paid.train() is not None:
             raise PrivacyError("expected secure aggregation for one site's share of the noise")

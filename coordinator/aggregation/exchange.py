@@ -66,7 +66,12 @@ class Exchange:
         for reply in self._grid.send_and_receive(messages, timeout=timeout):
             order = self._orders.get(reply.metadata.src_node_id)
             if order is None or order.site not in wanted:
-                continue  # not asked in this step, or answered before
+                logger.warning(
+                    "node %d sent a reply that is not used: it was not asked in this step, or has "
+                    "answered before",
+                    reply.metadata.src_node_id,
+                )
+                continue
             wanted.remove(order.site)
             content = self._content(reply, order)
             if content is not None:

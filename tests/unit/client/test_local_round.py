@@ -9,6 +9,7 @@ import pytest
 
 from client.local_round import local_round
 from client.site import TestRandomness, check_size
+from core.config_sections import SecureAggregationSection
 from core.data.dataset import TokenizedDataset
 from core.data.records import Subset
 from core.digests import arrays_digest
@@ -81,6 +82,14 @@ def test_a_refusal_of_the_policy_leaves_no_trace_in_the_ledger(tmp_path: Path) -
     with pytest.raises(PolicyRefusedError):
         run(at_work)
     assert not (tmp_path / "ledger.sqlite").exists()
+
+
+def test_what_is_to_be_masked_is_never_returned_in_the_clear(tmp_path: Path) -> None:
+    at_work = make_site(tmp_path)
+    order = at_work.change_terms(secure_aggregation=SecureAggregationSection())
+    with pytest.raises(PolicyRefusedError, match="expected terms whose updates travel unmasked"):
+        run(at_work, order)
+    assert entries(at_work) == ["open"]
 
 
 def test_the_cap_refuses_and_nothing_is_trained(tmp_path: Path) -> None:

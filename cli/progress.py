@@ -8,7 +8,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from coordinator.run_record import RoundResult
+from core.run_record import RoundResult
 
 
 class ProgressBar:

@@ -9,11 +9,13 @@ from typing import Final
 
 from client.site import Site, TestRandomness, check_size, fresh_randomness
 from client.standing import PinnedInMemory, Standing
+from core.audit_seed import AuditSeed
 from core.blueprint import Blueprint
 from core.config import EvaluationSection, FederationConfig, SimulationSection
 from core.config_files import load_config
 from core.config_sections import DataSection, MemberSection, PolicySection
 from core.data.dataset import TokenizedDataset
+from core.data.held_out import Split, hold_out
 from core.data.partition import partition
 from core.data.records import RecordSource
 from core.data.sources import open_source
@@ -138,10 +140,12 @@ def open_sites(
         parts = {file.site.name: open_source(file.data, labels=labels) for file in chosen}
         policies = {file.site.name: file.policy for file in chosen}
         ledgers = {file.site.name: file.ledger.path for file in chosen}
+    fraction, seed = config.audit.holdout_fraction, AuditSeed.of_folder(folder)
     sites = {
         member.name: _site(
             member,
-            TokenizedDataset(parts[member.name], blueprint.task),
+            hold_out(parts[member.name], fraction, seed.key(f"hold-out/{member.name}")),
+            blueprint,
             _approve(policies[member.name], simulation, terms),
             folder / "sites" / member.name / ledgers[member.name],
             simulation,
@@ -197,7 +201,8 @@ def _approve(
 
 def _site(
     member: MemberSection,
-    data: TokenizedDataset,
+    split: Split,
+    blueprint: Blueprint,
     policy: PolicySection,
     ledger: Path,
     simulation: SimulationSection,
@@ -207,9 +212,10 @@ def _site(
     return Site(
         name=member.name,
         policy=policy,
-        data=data,
+        data=TokenizedDataset(split.members, blueprint.task),
         open_ledger=partial(Ledger.open, ledger, site=member.name),
         randomness=fresh_randomness if key is None else TestRandomness(bytes.fromhex(key)),
         num_examples=member.num_examples,
         standing=standing,
+        split=split,
     )

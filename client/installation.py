@@ -10,10 +10,12 @@ import torch
 from client.crew import CrewPlan
 from client.site import Site, TestRandomness, Workshop, check_size, fresh_randomness
 from client.standing import Standing
+from core.audit_seed import AuditSeed
 from core.blueprint import Blueprint, make_blueprint, training_terms
 from core.config import FederationConfig
 from core.config_files import load_config
 from core.data.dataset import TokenizedDataset
+from core.data.held_out import Split, hold_out
 from core.data.records import RecordSource
 from core.data.sources import open_source
 from core.errors import ConfigError
@@ -59,13 +61,21 @@ class Installation:
         """What the site's people approve."""
         return training_terms(self.federation, blueprint)
 
-    def records(self) -> RecordSource:
-        """The site's records, opened and checked.
+    def split(self) -> Split:
+        """The site's records, opened and checked, and those that it holds out of training.
 
         Raises:
             DataError: They cannot be used.
+            AuditError: The key that holds records out cannot be kept beside the ledger.
         """
-        return open_source(self.config.data, labels=self.federation.task.labels)
+        source = open_source(self.config.data, labels=self.federation.task.labels)
+        fraction = self.federation.audit.holdout_fraction
+        seed = AuditSeed.of_folder(self.ledger_path.parent)
+        return hold_out(source, fraction, seed.key(f"hold-out/{self.config.site.name}"))
+
+    def records(self) -> RecordSource:
+        """The records that the site trains on; errors as for ``split``."""
+        return self.split().members
 
     def open_site(self, blueprint: Blueprint, standing: Standing | None = None) -> Site:
         """The site, ready for its first round.
@@ -74,15 +84,16 @@ class Installation:
             DataError: The data cannot be used.
             PrivacyError: There are more records than the declared size stands for.
         """
-        config = self.config
+        config, split = self.config, self.split()
         site = Site(
             name=config.site.name,
             policy=config.policy,
-            data=TokenizedDataset(self.records(), blueprint.task),
+            data=TokenizedDataset(split.members, blueprint.task),
             open_ledger=partial(Ledger.open, self.ledger_path, site=config.site.name),
             randomness=self._randomness(),
             num_examples=config.site.num_examples,
             standing=standing,
+            split=split,
         )
         if self.federation.privacy.mode != "none":
             check_size(site)

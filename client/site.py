@@ -13,6 +13,7 @@ from core.array_codec import manifest_of
 from core.blueprint import Blueprint
 from core.config_sections import PolicySection, largest_data_set
 from core.data.dataset import TokenizedDataset
+from core.data.held_out import Split
 from core.digests import DigestMemory
 from core.errors import CheckpointError, ConfigError, PrivacyError, TokenizerError
 from core.messages import TrainingTerms, TrainTask
@@ -74,6 +75,8 @@ class Site:
     standing: Standing | None = None
     """Its key and the roster that it believes; without them it takes part in no secure
     aggregation."""
+    split: Split | None = None
+    """Its records, those held out of training too; without them it answers no audit."""
 
 
 def check_size(site: Site) -> None:

@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from coordinator.run_record import Line, RunRecord, read_record
 from coordinator.summary import is_private, site_rows
 from core.errors import RunError
+from core.run_record import Line, RunRecord, read_record
 
 CURVES_FOLDER: Final = "curves"
 PAGE_FILE: Final = "curves.html"

@@ -7,12 +7,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from coordinator.run_record import Metrics
 from core.blueprint import Blueprint
 from core.config import FederationConfig
 from core.data.dataset import TokenizedDataset
 from core.data.sources import open_source
 from core.parameters import load_arrays
+from core.run_record import Metrics
 from core.tasks.interface import Task
 
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from coordinator.run_record import RoundResult
+from core.run_record import RoundResult
 
 
 class RoundEvents(Protocol):

@@ -28,17 +28,16 @@ from coordinator.central_step import CentralStep
 from coordinator.events import RoundEvents, SilentEvents
 from coordinator.orders import Desk, cohort_size, dp_sgd_terms, sampling_order
 from coordinator.run_directory import RunDirectory, versions
-from coordinator.run_record import Metrics, RoundResult
 from coordinator.state import RunState, restore_state, save_state
 from coordinator.strategies import Contribution, Strategy, build_strategy
 from coordinator.summary import summarise
-from coordinator.validation import RejectedReply, SiteRefusal
 from core.aggregation_messages import Transcript
 from core.config import FederationConfig
 from core.config_sections import MemberSection
 from core.digests import arrays_digest
 from core.errors import QuorumError, RunError
 from core.messages import DpSgdTerms, TrainingTerms, TrainReply
+from core.run_record import Metrics, RejectedReply, RoundResult, SiteRefusal
 from core.update_codec import reply_manifest
 from core.wire.documents import SignedRoster
 
@@ -172,6 +171,7 @@ class _RoundLoop:
             state.strategy, server_round, state.arrays, gathered.contributions
         )
         replies = dict(sorted(gathered.usable.items()))
+        heads = {site: reply.ledger_head for site, reply in replies.items()}
         result = RoundResult(
             server_round=server_round,
             attempts=gathered.attempts,
@@ -182,8 +182,8 @@ class _RoundLoop:
             weights_digest=arrays_digest(arrays),
             seconds=time.perf_counter() - started,
             transcript=gathered.transcript,
+            ledger_heads=heads,
         )
-        heads = {site: reply.ledger_head for site, reply in replies.items()}
         state = RunState(arrays, strategy, {**state.witnesses, **heads}, result)
         save_state(self._run.checkpoints, self._run.run_id, state, seal=self._run.seal)
         self._publish(state)

@@ -1,8 +1,9 @@
 """The run directory, and the one process that writes to it.
 
-run.json       configuration, digests and versions; written once
+run.json       configuration, digests, versions, commitment to the audit's seed; written once
 terms.json     each site's privacy constants; written once, so that every round has the same
 record.jsonl   one line an event, appended; nothing is ever rewritten
+audit.seed     what the commitment is to; secret until the audit
 summary.json   the result, written when the run ends or stops
 checkpoints/   see core.checkpoints; sealed where the coordinator is a service
 run.lock       held while a coordinator writes here
@@ -14,35 +15,34 @@ import json
 import os
 import platform
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from coordinator.run_record import (
-    RECORD_FILE,
-    RUN_FILE,
-    SCHEMA_VERSION,
-    Line,
-    RunRecord,
-    read_header,
-    read_lines,
-)
+from core.audit_seed import AuditSeed
 from core.config import FederationConfig, config_digest
 from core.digests import canonical_json
 from core.errors import RunError
-from core.messages import DpSgdTerms
+from core.run_record import (
+    RECORD_FILE,
+    RUN_FILE,
+    SCHEMA_VERSION,
+    SUMMARY_FILE,
+    TERMS_FILE,
+    Line,
+    RunRecord,
+    SiteTerms,
+    read_header,
+    read_lines,
+    read_terms,
+)
 from core.sealed_arrays import Seal
 
-SUMMARY_FILE: Final = "summary.json"
-TERMS_FILE: Final = "terms.json"
 CHECKPOINTS: Final = "checkpoints"
 _LOCK_FILE: Final = "run.lock"
 _VERSIONS_OF: Final = ("cloister", "flwr", "numpy", "opacus", "torch")
-
-# ``None`` for a run without privacy.
-SiteTerms = Mapping[str, DpSgdTerms | None]
 
 
 class RunDirectory:
@@ -106,7 +106,12 @@ class RunDirectory:
     ) -> "RunDirectory":
         if not (folder / RUN_FILE).exists():
             _refuse_foreign(folder)
-            header = _header(config, task_digest, run_id or secrets.token_hex(8))
+            header = _header(
+                config,
+                task_digest,
+                run_id or secrets.token_hex(8),
+                AuditSeed.of_folder(folder).commitment,
+            )
             write_json(folder / RUN_FILE, header)
             return cls(folder, header, [])
         header = read_header(folder / RUN_FILE)
@@ -114,6 +119,7 @@ class RunDirectory:
             ("config_digest", config_digest(config)),
             ("task_digest", task_digest),
             ("run_id", run_id or header["run_id"]),
+            ("audit_commitment", AuditSeed.of_folder(folder).commitment),
         ):
             if header[name] != expected:
                 raise RunError(
@@ -180,11 +186,7 @@ class RunDirectory:
             terms = compute()
             write_json(path, {site: item and item.model_dump() for site, item in terms.items()})
             return terms
-        try:
-            document = json.loads(path.read_bytes())
-            return {site: item and DpSgdTerms(**item) for site, item in document.items()}
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise RunError(f"expected the privacy constants in {path}, got others") from error
+        return read_terms(self.folder)
 
     def write_summary(self, summary: Line) -> None:
         """Writes ``summary.json``, atomically."""
@@ -221,13 +223,16 @@ def write_json(path: Path, value: Line) -> None:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _header(config: FederationConfig, task_digest: str, run_id: str) -> dict[str, Any]:
+def _header(
+    config: FederationConfig, task_digest: str, run_id: str, audit_commitment: str
+) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run_id,
         "config": config.model_dump(mode="json"),
         "config_digest": config_digest(config),
         "task_digest": task_digest,
+        "audit_commitment": audit_commitment,
         "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

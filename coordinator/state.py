@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from coordinator.run_record import RoundResult
 from coordinator.strategies import StrategyState
 from core.checkpoints import (
     checkpoint_folder,
@@ -20,6 +19,7 @@ from core.checkpoints import (
 )
 from core.errors import RunError
 from core.messages import LedgerHead
+from core.run_record import RoundResult
 from core.sealed_arrays import Seal
 
 MODEL: Final = "model"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from coordinator.run_record import SCHEMA_VERSION, Line, RunRecord
+from core.run_record import SCHEMA_VERSION, Line, RunRecord
 
 
 def summarise(record: RunRecord, *, stopped: str | None = None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from core.digests import arrays_digest
 from core.errors import MessageError
 from core.messages import Refusal, TrainReply, TrainTask, decode
 from core.parameters import difference_norm
+from core.run_record import RejectedReply, SiteRefusal
 from core.update_codec import UpdateEncoding, decode_update, reply_manifest
 
 # Strategies square what they are given, in fp32: one larger number, and a moment is infinite for
@@ -66,25 +67,6 @@ class ValidReply:
     site: str
     arrays: Fp32Arrays
     reply: TrainReply
-
-
-@dataclass(frozen=True)
-class SiteRefusal:
-    """A site's no, with its reason."""
-
-    site: str
-    code: str
-    message: str
-    hint: str = ""
-
-
-@dataclass(frozen=True)
-class RejectedReply:
-    """A reply that was dropped, or never came, and why."""
-
-    site: str
-    code: str
-    message: str
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from core.config_sections import (
+    AuditSection,
     DataSection,
     MemberSection,
     Name,
@@ -189,6 +190,8 @@ class FederationConfig(Section):
     """How updates travel."""
     secure_aggregation: SecureAggregationSection | None = None
     """Open sums alone; without this section the coordinator sees each site's update."""
+    audit: AuditSection = AuditSection()
+    """What is audited, and what must hold before the model is released."""
     sites: tuple[MemberSection, ...] = Field(min_length=1)
     """The members."""
     simulation: SimulationSection | None = None

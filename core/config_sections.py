@@ -183,7 +183,46 @@ class PolicySection(Section):
     update; or only there."""
     min_cohort: int = Field(default=3, ge=3)
     """Under secure aggregation: sums of fewer sites than this are refused."""
+    audit: Literal["noised", "off"] = "noised"
+    """Answer an audit that asks for counts and histograms, noised and debited; or refuse."""
     allow_non_private: bool = False
     """Take part in runs without privacy. The ledger then says that nothing is protected."""
     allow_test_noise: bool = False
     """Take part in tests with predictable noise. The ledger then says that nothing is protected."""
+
+
+GroupName = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class GatesSection(Section):
+    """What must hold before a model counts as released; a gate that cannot be decided fails."""
+
+    max_membership_auc: float | None = Field(default=None, ge=0.5, le=1)
+    """Upper confidence limit of the best membership attack's area under the curve."""
+    max_gap: float | None = Field(default=None, gt=0, le=1)
+    """Lower confidence limit of the largest gap between groups, in accuracy."""
+    epsilon_proven_within_claim: bool = True
+    """No lower bound on epsilon that an attack proved lies above the claimed epsilon."""
+    conformance: bool = True
+    """No test of conformance failed."""
+
+
+class AuditSection(Section):
+    """What the federation agreed to have audited; public."""
+
+    holdout_fraction: float = Field(default=0.0, ge=0, lt=0.9)
+    """Each site keeps this share of its records (of its persons, where it names them) out of
+    training, so that membership can be tested on the released model. Chosen by a secret key of the
+    site's own, record by record."""
+    attributes: dict[
+        Name, Annotated[tuple[GroupName, ...], Field(min_length=2, max_length=32)]
+    ] = {}
+    """The attributes, among the sites' columns of ``groups``, by which fairness is tested, each
+    with all its values: written down here, so that no table's shape follows from records."""
+    epsilon: float = Field(default=0.5, gt=0)
+    """What a site's counts and histograms for one audit cost, in all, by the discrete Laplace
+    mechanism; debited in its ledger like everything else."""
+    tolerance: float = Field(default=0.1, gt=0, le=1)
+    """A gap between groups fails where it is surely larger than this."""
+    gates: GatesSection = GatesSection()
+    """What must hold before a model counts as released."""

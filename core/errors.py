@@ -44,6 +44,13 @@
     |   `-- TooManyError              1   more streams or calls than a peer may have
     |-- WorkerLostError               1   a process of a site's team died or hangs
     |-- ServiceError                  1   the coordinator's service or its folder cannot be used
+    |-- AuditError                    1   a run cannot be audited, or a test's input cannot be used
+    |   |-- SubjectError              1   a run directory, model or data set is not the run's
+    |   |-- ScoreError                1   scores, labels or groups that no statistic can use
+    |   `-- PackError                 1   a bias pack's file cannot be used
+    |-- AttestationError              1   a report, a receipt or the log is not what was signed
+    |   |-- LogTamperedError          1   the log was changed, cut or forked
+    |   `-- SignerError               1   a signing key is unknown, expired or not yet valid
     |-- RoundFailedError              1   a site's round failed after its debit; its log says why
     `-- RefusedError                  3   a site said no
         |-- PolicyRefusedError        3   the task breaks the site's policy
@@ -250,6 +257,34 @@ class TooManyError(SessionError):
 
 class WorkerLostError(CloisterError):
     """A process that works on a site's rounds died, hangs or does not start."""
+
+
+class AuditError(CloisterError):
+    """A run cannot be audited, or what a test is given cannot be used."""
+
+
+class SubjectError(AuditError):
+    """A run directory, a model or a data set is not the run's, or is not whole."""
+
+
+class ScoreError(AuditError):
+    """Scores, labels or groups that no statistic can use: NaN, all alike, or none at all."""
+
+
+class PackError(AuditError):
+    """A bias pack's file is missing or is not what it must be."""
+
+
+class AttestationError(CloisterError):
+    """A report, a receipt or the log is not what was signed."""
+
+
+class LogTamperedError(AttestationError):
+    """The log was changed, cut short, or continues another past than was signed."""
+
+
+class SignerError(AttestationError):
+    """A report's signing key is unknown, expired or not yet valid."""
 
 
 class RoundFailedError(CloisterError):

@@ -28,7 +28,7 @@ from core.config import FederationConfig, Section  # noqa: E402
 from core.coordinator_config import CoordinatorConfig  # noqa: E402
 from core.site_config import SiteConfig  # noqa: E402
 
-PACKAGES = ("cli", "coordinator", "client", "privacy", "core")
+PACKAGES = ("cli", "coordinator", "client", "audit", "privacy", "core")
 OTHERS = {
     "tests/": "unit, integration and end-to-end tests; `support/` holds their doubles",
     "examples/": "real text: SMS spam and Shakespeare, with measured figures",

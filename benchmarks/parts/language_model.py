@@ -37,7 +37,6 @@ from coordinator.events import SilentEvents
 from coordinator.grids.in_process import InProcessGrid
 from coordinator.orders import sampling_order
 from coordinator.rounds import RunPlan
-from coordinator.run_record import RoundResult
 from core.blueprint import Blueprint, training_terms
 from core.config import FederationConfig
 from core.config_files import parse_config
@@ -47,6 +46,7 @@ from core.data.records import Record
 from core.digests import json_digest
 from core.model import ModelConfig
 from core.parameters import to_arrays
+from core.run_record import RoundResult
 from core.tasks.causal_lm import CausalLM
 from core.train import epoch_batches
 from privacy.ledger import Ledger

@@ -33,7 +33,6 @@ from coordinator.app import build_server_app, start
 from coordinator.events import SilentEvents
 from coordinator.grids.remote import RemoteGrid
 from coordinator.planning import make_plan, replies_of
-from coordinator.run_record import RoundResult
 from core.blueprint import Blueprint, make_blueprint, training_terms
 from core.config import FederationConfig
 from core.config_files import parse_config
@@ -42,6 +41,7 @@ from core.coordinator_config import LivenessSection
 from core.data.dataset import TokenizedDataset
 from core.data.sources import open_source
 from core.messages import TrainingTerms
+from core.run_record import RoundResult
 from core.site_config import IdentitySection
 from privacy.ledger import Ledger
 

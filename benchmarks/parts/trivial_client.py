@@ -53,13 +53,13 @@ def run_cloister(clients: int, rounds: int, workers: float, folder: Path) -> tup
     from coordinator.events import SilentEvents
     from coordinator.grids.in_process import InProcessGrid
     from coordinator.rounds import RunPlan
-    from coordinator.run_record import RoundResult as RoundRecord
     from core.array_codec import encode_arrays, manifest_of
     from core.config import FederationConfig
     from core.config_files import parse_config
     from core.digests import arrays_digest
     from core.messages import LedgerHead, SpentBudget, TrainingTerms, TrainReply
     from core.model import ModelConfig
+    from core.run_record import RoundResult as RoundRecord
 
     initial = initial_arrays()
     manifest = manifest_of(initial)

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from coordinator.aggregation.interface import ATTEMPT_ENDED
 from coordinator.payload import from_record
-from coordinator.validation import RejectedReply, SiteRefusal, dropped, entry, read_refusal
+from coordinator.validation import dropped, entry, read_refusal
 from core.aggregation_messages import (
     MASKED_ARRAY,
     Advert,
@@ -23,6 +23,7 @@ from core.aggregation_messages import (
 from core.array_codec import UINT32, Manifest, array_spec
 from core.errors import AlreadySpentError, MessageError, SecureAggregationError
 from core.messages import TrainTask, WireMessage, decode, encode
+from core.run_record import RejectedReply, SiteRefusal
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from typing import Final, Protocol
 
 from coordinator.state import RunState
 from coordinator.strategies import Contribution
-from coordinator.validation import RejectedReply, SiteRefusal
 from core.aggregation_messages import Transcript
 from core.messages import TrainReply
+from core.run_record import RejectedReply, SiteRefusal
 
 ATTEMPT_ENDED: Final = "attempt-ended"
 """Code of a dropped reply: what came of the site was right, and the attempt as a whole was not."""

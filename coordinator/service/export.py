@@ -6,8 +6,7 @@ from typing import Final
 
 from coordinator.curves import write_curves
 from coordinator.planning import leave_model
-from coordinator.run_directory import CHECKPOINTS, SUMMARY_FILE, TERMS_FILE
-from coordinator.run_record import RECORD_FILE, RUN_FILE, read_header
+from coordinator.run_directory import CHECKPOINTS
 from coordinator.service.folder import CoordinatorFolder
 from coordinator.service.run_queue import RunQueue
 from coordinator.state import restore_state
@@ -16,6 +15,7 @@ from core.config import FederationConfig
 from core.config_files import parse_config
 from core.errors import CheckpointError, ServiceError
 from core.parameters import to_arrays
+from core.run_record import RECORD_FILE, RUN_FILE, SUMMARY_FILE, TERMS_FILE, read_header
 
 _FILES: Final = (RUN_FILE, TERMS_FILE, RECORD_FILE, SUMMARY_FILE)
 

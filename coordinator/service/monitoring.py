@@ -15,8 +15,8 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from coordinator.run_record import RoundResult
 from core.errors import ServiceError
+from core.run_record import RoundResult
 
 logger = logging.getLogger(__name__)
 

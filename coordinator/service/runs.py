@@ -17,7 +17,6 @@ from flwr.serverapp import Grid
 from coordinator.app import build_server_app, start
 from coordinator.flower import Run, empty_run
 from coordinator.planning import make_plan, replies_of, training_device
-from coordinator.run_record import RoundResult
 from coordinator.service.folder import CoordinatorFolder
 from coordinator.service.monitoring import Metrics
 from coordinator.service.run_queue import QueuedRun, RunQueue
@@ -26,6 +25,7 @@ from core.blueprint import make_blueprint, training_terms
 from core.config import FederationConfig
 from core.config_sections import MemberSection
 from core.errors import CloisterError, QuorumError, RunError, ServiceError
+from core.run_record import RoundResult
 from core.sealed_arrays import Seal
 from core.wire.documents import SignedRoster
 

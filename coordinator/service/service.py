@@ -14,7 +14,6 @@ from datetime import timedelta
 from typing import Any, Final
 
 from coordinator.grids.remote import RemoteGrid
-from coordinator.run_record import RECORD_FILE, read_record
 from coordinator.service.admissions import Admissions
 from coordinator.service.credentials import load_credentials
 from coordinator.service.folder import CoordinatorFolder, Ports
@@ -26,6 +25,7 @@ from coordinator.service.run_queue import RunQueue
 from coordinator.service.runs import RunWorker
 from coordinator.service.servers import serve
 from core.errors import CloisterError
+from core.run_record import RECORD_FILE, read_record
 from privacy.identities.clock import read_timestamp, utc_now
 
 logger = logging.getLogger(__name__)

@@ -24,12 +24,12 @@ from coordinator.flower import empty_run
 from coordinator.grids.remote import RemoteGrid
 from coordinator.rounds import RunPlan, run_rounds
 from coordinator.run_directory import RunDirectory
-from coordinator.run_record import RoundResult, RunRecord
 from core.array_codec import encode_arrays, manifest_of
 from core.coordinator_config import LivenessSection
 from core.digests import arrays_digest
 from core.errors import QuorumError
 from core.messages import TrainReply, decode, encode
+from core.run_record import RoundResult, RunRecord
 from core.update_codec import reply_manifest
 from core.wire.frames import Chunk, Received, encode_frame
 from core.wire.transfer import Envelope, frames_of

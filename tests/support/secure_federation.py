@@ -25,13 +25,13 @@ from coordinator.grids.in_process import InProcessGrid
 from coordinator.planning import make_plan
 from coordinator.rounds import RunPlan, run_rounds
 from coordinator.run_directory import RunDirectory
-from coordinator.run_record import RunRecord
 from coordinator.state import RunState
 from core.aggregation_messages import CONFIRMATION, MASKED, REVEAL, SHARES
 from core.blueprint import make_blueprint, training_terms
 from core.config import FederationConfig
 from core.config_files import load_config
 from core.messages import WireMessage, decode, encode
+from core.run_record import RunRecord
 from privacy.ledger_entries import Entry
 from tests.support.federation import FEDERATION, SITE, write_records
 from tests.support.releases import debits_by_round

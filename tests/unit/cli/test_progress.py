@@ -7,8 +7,8 @@ from rich.console import Console
 
 import cli.progress
 from cli.progress import ProgressBar
-from coordinator.run_record import RoundResult
 from core.messages import SpentBudget
+from core.run_record import RoundResult
 
 RESULT = RoundResult(
     server_round=2,

@@ -6,8 +6,8 @@ import pytest
 from flwr.serverapp import ServerApp
 
 from coordinator.app import build_server_app, start
-from coordinator.run_record import read_record
 from core.errors import RunError
+from core.run_record import read_record
 from tests.support.sites import Sites, config_of, plan_of
 
 

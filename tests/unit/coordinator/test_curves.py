@@ -7,11 +7,10 @@ import pytest
 
 from coordinator.curves import write_curves
 from coordinator.run_directory import RunDirectory
-from coordinator.run_record import RoundResult
-from coordinator.validation import SiteRefusal
 from core.config import FederationConfig
 from core.errors import RunError
 from core.messages import SpentBudget
+from core.run_record import RoundResult, SiteRefusal
 from tests.support.sites import config_of
 
 SIZES = {"north": 100, "south": 300}

@@ -7,10 +7,10 @@ import pytest
 
 from coordinator.rounds import RunPlan, run_rounds
 from coordinator.run_directory import RunDirectory
-from coordinator.run_record import read_record
 from coordinator.state import RunState
 from core.digests import arrays_digest
 from core.errors import ConfigError
+from core.run_record import read_record
 from core.update_codec import UpdateEncoding, decode_update, encode_update
 from tests.support.sites import INITIAL, Arrays, Sites, config_of, honest_update, plan_of
 

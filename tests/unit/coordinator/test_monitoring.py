@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from coordinator.run_record import RoundResult
 from coordinator.service.monitoring import Metrics, MonitoringServer
-from coordinator.validation import RejectedReply, SiteRefusal
 from core.errors import ServiceError
 from core.messages import SpentBudget
+from core.run_record import RejectedReply, RoundResult, SiteRefusal
 
 RESULT = RoundResult(
     server_round=3,

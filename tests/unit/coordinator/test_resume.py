@@ -14,10 +14,10 @@ import coordinator.rounds
 import coordinator.state
 from coordinator.rounds import run_rounds
 from coordinator.run_directory import RunDirectory
-from coordinator.run_record import read_record
 from coordinator.state import RunState
 from core.digests import arrays_digest
 from core.errors import CheckpointError, RunError
+from core.run_record import read_record
 from tests.support.sites import INITIAL, Sites, config_of, plan_of
 
 THREE = {"north": 100, "south": 300, "west": 50}

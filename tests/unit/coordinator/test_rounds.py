@@ -13,12 +13,12 @@ from flwr.serverapp import Grid
 from coordinator.grids.in_process import InProcessGrid
 from coordinator.rounds import RunPlan, run_rounds
 from coordinator.run_directory import RunDirectory
-from coordinator.run_record import RoundResult, read_record
 from coordinator.state import RunState
 from core.config_sections import MemberSection
 from core.digests import arrays_digest
 from core.errors import QuorumError, RunError
 from core.messages import TrainTask
+from core.run_record import RoundResult, read_record
 from tests.support.lies import LIES
 from tests.support.sites import (
     INITIAL,

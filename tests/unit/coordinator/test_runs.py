@@ -10,7 +10,6 @@ import pytest
 
 import coordinator.service.runs as module
 from coordinator.run_directory import RunDirectory
-from coordinator.run_record import read_record
 from coordinator.service.export import export_run
 from coordinator.service.monitoring import Metrics
 from coordinator.service.run_queue import RunQueue
@@ -20,6 +19,7 @@ from core.config import FederationConfig
 from core.errors import CheckpointError, RunError, ServiceError
 from core.model_folder import load_model
 from core.parameters import to_arrays
+from core.run_record import read_record
 from core.wire.documents import RosterMember, RunStatus, SignedRoster
 from tests.support.office import Office, make_folder
 from tests.support.service_grid import ServiceGrid

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from coordinator.flower import error_reply, instruction
 from coordinator.validation import (
     Outcome,
-    RejectedReply,
     ReplyRules,
-    SiteRefusal,
     ValidReply,
     sort_replies,
     validate_reply,
@@ -20,6 +18,7 @@ from coordinator.validation import (
 from core.digests import arrays_digest
 from core.errors import MessageError
 from core.messages import LedgerHead, TrainTask
+from core.run_record import RejectedReply, SiteRefusal
 from core.update_codec import UpdateEncoding, decode_update, encode_update
 from tests.support.lies import LIES
 from tests.support.messages import TERMS

@@ -8,21 +8,43 @@ no longer count) and ``stopped``.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from coordinator.validation import RejectedReply, SiteRefusal
 from core.aggregation_messages import Transcript
 from core.errors import RunError
-from core.messages import SpentBudget
+from core.messages import DpSgdTerms, LedgerHead, SpentBudget
 
 SCHEMA_VERSION: Final = 1
 RUN_FILE: Final = "run.json"
 RECORD_FILE: Final = "record.jsonl"
+TERMS_FILE: Final = "terms.json"
+SUMMARY_FILE: Final = "summary.json"
 
 Line = Mapping[str, Any]
 Metrics = Mapping[str, float | Sequence[Sequence[int]]]
+# ``None`` for a run without privacy.
+SiteTerms = Mapping[str, DpSgdTerms | None]
+
+
+@dataclass(frozen=True)
+class SiteRefusal:
+    """A site's no, with its reason."""
+
+    site: str
+    code: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class RejectedReply:
+    """A reply that was dropped, or never came, and why."""
+
+    site: str
+    code: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,8 @@ class RoundResult:
     metrics: Metrics | None = None
     transcript: Transcript | None = None
     """Under secure aggregation: what was opened, and who signed for it."""
+    ledger_heads: Mapping[str, LedgerHead] = field(default_factory=dict)
+    """How far each site's ledger was when it replied: what the sites' logs and this one share."""
 
     def line(self) -> dict[str, Any]:
         """The line of the record. JSON has no NaN and no infinity: they become null."""
@@ -55,6 +79,10 @@ class RoundResult:
             "seconds": round(self.seconds, 6),
             "metrics": None if self.metrics is None else _plain(self.metrics),
         }
+        if self.ledger_heads:
+            line["ledger_heads"] = {
+                site: head.model_dump(mode="json") for site, head in self.ledger_heads.items()
+            }
         if self.transcript is not None:
             line["transcript"] = self.transcript.model_dump(mode="json")
         return line
@@ -73,6 +101,9 @@ class RoundResult:
             seconds=line["seconds"],
             metrics=line["metrics"],
             transcript=_transcript(line.get("transcript")),
+            ledger_heads={
+                site: LedgerHead(**head) for site, head in line.get("ledger_heads", {}).items()
+            },
         )
 
 
@@ -133,7 +164,15 @@ def read_header(path: Path) -> dict[str, Any]:
         raise RunError(f"expected a run at {path.parent}, got: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"expected JSON in {path}, got something else") from error
-    names = {"schema_version", "run_id", "config", "config_digest", "task_digest", "versions"}
+    names = {
+        "schema_version",
+        "run_id",
+        "config",
+        "config_digest",
+        "task_digest",
+        "audit_commitment",
+        "versions",
+    }
     if not isinstance(header, dict) or not names <= set(header):
         raise RunError(f"expected the header of a run in {path}, got something else")
     if header["schema_version"] != SCHEMA_VERSION:
@@ -142,6 +181,20 @@ def read_header(path: Path) -> dict[str, Any]:
             hint="a newer Cloister wrote this run",
         )
     return header
+
+
+def read_terms(folder: Path) -> SiteTerms:
+    """Each site's privacy constants, as they were when the run began.
+
+    Raises:
+        RunError: The file is missing or damaged.
+    """
+    path = folder / TERMS_FILE
+    try:
+        document = json.loads(path.read_bytes())
+        return {site: item and DpSgdTerms(**item) for site, item in document.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"expected the privacy constants in {path}, got others") from error
 
 
 def read_lines(path: Path) -> tuple[list[Line], int]:

@@ -4,12 +4,11 @@ from pathlib import Path
 import pytest
 
 from coordinator.run_directory import RunDirectory, versions
-from coordinator.run_record import RoundResult, read_record
 from coordinator.summary import is_private, summarise
-from coordinator.validation import RejectedReply, SiteRefusal
 from core.config import FederationConfig
 from core.errors import RunError
 from core.messages import DpSgdTerms, SpentBudget
+from core.run_record import RejectedReply, RoundResult, SiteRefusal, read_record
 from tests.support.sites import config_of
 
 CONFIG = config_of({"north": 100, "south": 300})
@@ -144,7 +143,7 @@ def test_a_directory_that_is_not_ours_is_refused(tmp_path: Path, name: str) -> N
         ('{"run_id": "1"}', "expected the header of a run in"),
         (
             '{"schema_version": 2, "run_id": "", "config": {}, "config_digest": "", '
-            '"task_digest": "", "versions": {}}',
+            '"task_digest": "", "audit_commitment": "", "versions": {}}',
             "expected schema version 1",
         ),
     ],

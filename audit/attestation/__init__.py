@@ -1,0 +1,1 @@
+"""What others can verify: attestations, receipts and the log."""

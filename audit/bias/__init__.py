@@ -1,0 +1,1 @@
+"""Who is served worse: groups, sites, words."""

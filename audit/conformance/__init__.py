@@ -1,0 +1,1 @@
+"""Tier 0: is what ran what was accounted for?"""

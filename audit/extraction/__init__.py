@@ -1,0 +1,1 @@
+"""Tier 2: does the model give records away?"""

@@ -1,0 +1,1 @@
+"""Tier 2: can one tell who was in the training data?"""

@@ -1,0 +1,1 @@
+"""The report: one signed JSON, and what is drawn from it."""

@@ -1,0 +1,117 @@
+"""The suites: every test of every room, run one after the other within one budget of time."""
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from audit.subject import Subject
+from audit.verdicts import AuditTest, Budget, NotRun, Suite, TestResult, Verdict
+from core.errors import AuditError
+
+# Rooms of tests, in the order of the report. A module of a room that has ``TESTS`` is part of it.
+ROOMS: Final = (
+    "audit.conformance",
+    "audit.canaries",
+    "audit.membership",
+    "audit.extraction",
+    "audit.federation",
+    "audit.bias",
+)
+TIME_LIMIT_SECONDS: Final[dict[Suite, float]] = {"conformance": 60, "quick": 240, "full": 1200}
+
+
+class Listener(Protocol):
+    """Told what goes on, for a progress bar."""
+
+    def begins(self, test: AuditTest, number: int, count: int) -> None:
+        """A test begins; numbers from 1."""
+
+    def ended(self, test: AuditTest, outcome: TestResult | NotRun, seconds: float) -> None:
+        """It ended."""
+
+
+class Silent:
+    """Nobody listens."""
+
+    def begins(self, test: AuditTest, number: int, count: int) -> None:
+        """Says nothing."""
+
+    def ended(self, test: AuditTest, outcome: TestResult | NotRun, seconds: float) -> None:
+        """Says nothing."""
+
+
+@dataclass(frozen=True)
+class SuiteOutcome:
+    """What all tests of a suite said."""
+
+    suite: Suite
+    results: tuple[TestResult, ...]
+    not_run: tuple[NotRun, ...]
+
+
+def all_tests() -> tuple[AuditTest, ...]:
+    """Every test there is, by room."""
+    found: list[AuditTest] = []
+    for room in ROOMS:
+        package = importlib.import_module(room)
+        for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+            found.extend(getattr(importlib.import_module(f"{room}.{module}"), "TESTS", ()))
+    return tuple(found)
+
+
+def run_suite(
+    subject: Subject,
+    suite: Suite,
+    *,
+    time_limit_seconds: float | None = None,
+    tests: Sequence[AuditTest] | None = None,
+    listener: Listener = Silent(),  # noqa: B008
+) -> SuiteOutcome:
+    """Runs the tests of a suite.
+
+    **Guarantees**: Every test of the suite is in the outcome, once: a test that there was no time
+    for is INCONCLUSIVE and says so; one that fails by name is too. None passes by not running.
+
+    Args:
+        subject: What is audited.
+        suite: Which tests.
+        time_limit_seconds: For all together; ``None`` for the suite's own.
+        tests: These instead of all there are.
+        listener: Told what goes on.
+    """
+    limit = TIME_LIMIT_SECONDS[suite] if time_limit_seconds is None else time_limit_seconds
+    budget = Budget(limit)
+    chosen = [t for t in (all_tests() if tests is None else tests) if suite in t.card.suites]
+    results: list[TestResult] = []
+    not_run: list[NotRun] = []
+    for number, test in enumerate(chosen, start=1):
+        listener.begins(test, number, len(chosen))
+        left = budget.left_seconds
+        outcome = _run(test, subject, budget)
+        listener.ended(test, outcome, left - budget.left_seconds)
+        if isinstance(outcome, NotRun):
+            not_run.append(outcome)
+        else:
+            results.append(outcome)
+    return SuiteOutcome(suite, tuple(results), tuple(not_run))
+
+
+def _run(test: AuditTest, subject: Subject, budget: Budget) -> TestResult | NotRun:
+    if budget.spent:
+        return TestResult(
+            test=test.card.id,
+            verdict=Verdict.INCONCLUSIVE,
+            headline="There was no time left for this test.",
+            notes=("The time limit of the suite cut it; run it with a larger one.",),
+        )
+    try:
+        return test.run(subject, budget)
+    except AuditError as error:
+        return TestResult(
+            test=test.card.id,
+            verdict=Verdict.INCONCLUSIVE,
+            headline="This test could not be carried out.",
+            notes=(str(error),),
+        )

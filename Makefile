@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 READY_RAY := $(VENV)/.ready-ray
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow soak lint types imports format bench check clean
+.PHONY: help setup browser demo test test-slow soak lint types imports format bench check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,16 +26,22 @@ $(READY_RAY): $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
 	touch $(READY_RAY)
 
+browser: ## install Chromium, in which tests look at the audit's report; needs root
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null \
+		|| { test "$$(id -u)" = 0 && apt-get update -qq \
+			&& apt-get install -qq -y --no-install-recommends chromium fonts-liberation; } \
+		|| echo "no chromium: tests of the report in a browser are skipped" >&2
+
 demo: $(READY) ## train the embedded example of three hospitals and show what it leaves
 	$(BIN)/cloister simulate --output runs/demo
 
-test: $(READY) ## run the tests that take seconds to minutes
+test: $(READY) browser ## run the tests that take seconds to minutes
 	$(BIN)/python -m pytest -q -n auto -m "not slow and not soak"
 
-test-slow: $(READY_RAY) ## run all tests, including those that take minutes each; installs Ray
+test-slow: $(READY_RAY) browser ## run all tests, including those that take minutes each; installs Ray
 	$(BIN)/python -m pytest -q -m "not soak"
 
-soak: $(READY) ## lie to secure aggregation in 100,000 random ways; takes about half an hour
+soak: $(READY) ## 100,000 lies to secure aggregation, 1,000 seeds of each test of the audit; takes an hour
 	$(BIN)/python -m pytest -q -n auto -m soak
 
 lint: $(READY) ## check style

@@ -45,6 +45,29 @@ class AuditedSite:
     split: Split | None = field(repr=False)
     """Its records; ``None`` where they are not at hand, as with any deployed site."""
 
+    @property
+    def members(self) -> RecordSource:
+        """The records that it trained on.
+
+        Raises:
+            SubjectError: They are not at hand.
+        """
+        return self._present().members
+
+    @property
+    def held_out(self) -> RecordSource:
+        """The records that no training saw.
+
+        Raises:
+            SubjectError: They are not at hand.
+        """
+        return self._present().held_out
+
+    def _present(self) -> Split:
+        if self.split is None:
+            raise SubjectError(f"expected the records of {self.name} at hand, got none")
+        return self.split
+
 
 @dataclass(frozen=True)
 class Subject:

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from audit.subject import Subject
 from audit.verdicts import AuditTest, Budget, NotRun, Suite, TestResult, Verdict
-from core.errors import AuditError
+from core.errors import CloisterError
 
 # Rooms of tests, in the order of the report. A module of a room that has ``TESTS`` is part of it.
 ROOMS: Final = (
@@ -19,7 +19,7 @@ ROOMS: Final = (
     "audit.federation",
     "audit.bias",
 )
-TIME_LIMIT_SECONDS: Final[dict[Suite, float]] = {"conformance": 60, "quick": 240, "full": 1200}
+TIME_LIMIT_SECONDS: Final[dict[Suite, float]] = {"conformance": 300, "quick": 900, "full": 3600}
 
 
 class Listener(Protocol):
@@ -56,8 +56,9 @@ def all_tests() -> tuple[AuditTest, ...]:
     found: list[AuditTest] = []
     for room in ROOMS:
         package = importlib.import_module(room)
-        for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
-            found.extend(getattr(importlib.import_module(f"{room}.{module}"), "TESTS", ()))
+        names = [f"{room}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
+        tests = [t for name in names for t in getattr(importlib.import_module(name), "TESTS", ())]
+        found += sorted(tests, key=lambda test: test.card.id)
     return tuple(found)
 
 
@@ -108,7 +109,7 @@ def _run(test: AuditTest, subject: Subject, budget: Budget) -> TestResult | NotR
         )
     try:
         return test.run(subject, budget)
-    except AuditError as error:
+    except CloisterError as error:
         return TestResult(
             test=test.card.id,
             verdict=Verdict.INCONCLUSIVE,

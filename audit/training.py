@@ -1,8 +1,9 @@
 """Models that the audit trains: by the very functions that trained the one under audit."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -11,7 +12,8 @@ from core.data.dataset import TokenizedDataset
 from core.data.records import RecordSource
 from core.plain_training import train_plainly
 from core.tasks.interface import Batch
-from privacy.dp_sgd import train_privately
+from core.train import TrainConfig
+from privacy.dp_sgd import DpSgdPlan, train_privately
 from privacy.random_source import RandomSource
 
 
@@ -37,6 +39,8 @@ def train_model(
     name: str,
     site: AuditedSite | None = None,
     rounds: int | None = None,
+    train: TrainConfig | None = None,
+    plan: DpSgdPlan | None = None,
     model: nn.Module | None = None,
     after_round: Callable[[int, nn.Module], None] = lambda number, model: None,
 ) -> nn.Module:
@@ -51,6 +55,8 @@ def train_model(
         name: Names the seed of batches without privacy.
         site: Whose DP-SGD constants to train with; ``None`` to train without privacy.
         rounds: How many rounds; ``None`` for all of the run's.
+        train: Hyperparameters instead of the run's; ``None`` for the run's.
+        plan: DP-SGD constants instead of the site's; its steps are those of a round.
         model: The model to train, in place; ``None`` for a new one with the run's initial weights.
         after_round: Called after each round with its number, from 1, and the model.
 
@@ -60,32 +66,32 @@ def train_model(
     Raises:
         CloisterError: Training cannot go on.
     """
-    config = subject.config
-    rounds = config.federation.num_rounds if rounds is None else rounds
+    rounds = subject.config.federation.num_rounds if rounds is None else rounds
+    train = subject.config.train if train is None else train
     model = subject.initial_model() if model is None else model
     data = DeviceData(records, subject)
-    steps = config.train.steps_per_round
+    if plan is None and site is not None:
+        plan = subject.plan(site, steps=train.steps_per_round)
+    seed = subject.seed.generator(f"training/{name}").integers(0, 2**32, size=4)
     for number in range(rounds):
-        first, total = number * steps, rounds * steps
-        plan = None if site is None else subject.plan(site)
+        first, total = number * train.steps_per_round, rounds * train.steps_per_round
         if plan is not None:
             train_privately(
                 model,
                 subject.blueprint.task,
                 data,
                 plan=plan,
-                config=config.train,
+                config=train,
                 source=RandomSource.fresh(),
                 first_step=first,
                 total_steps=total,
             )
         else:
-            seed = subject.seed.generator(f"training/{name}").integers(0, 2**32, size=4)
             train_plainly(
                 model,
                 subject.blueprint.task,
                 data,
-                config=replace(config.train, max_update_norm=1.0),
+                config=train,
                 seed=[int(word) for word in seed],
                 first_step=first,
                 total_steps=total,
@@ -112,3 +118,13 @@ def logits_of(
         logits = model(batch.tokens, batch.attention_mask)
         found.append((logits.float().cpu(), batch.to(torch.device("cpu"))))
     return found
+
+
+def losses_of(model: nn.Module, subject: Subject, records: RecordSource) -> npt.NDArray[np.float64]:
+    """Each record's loss, (N,)."""
+    task = subject.blueprint.task
+    parts = [
+        task.loss_per_example(logits, batch).double().numpy()
+        for logits, batch in logits_of(model, subject, records)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0)

@@ -17,7 +17,8 @@ def add_coordinator(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         "coordinator",
         help="the consortium's service: enrol sites, run federations",
         description="Everything that the consortium does. init, invite, approve, revoke, grant, "
-        "renew and export work on the folder; run, status and stop ask the running service.",
+        "renew and export work on the folder; run, status, stop and counts ask the running "
+        "service.",
     )
     tools = coordinator.add_subparsers(required=True, metavar="TOOL")
     _add_init(tools)
@@ -30,6 +31,7 @@ def add_coordinator(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     _add_run(tools)
     _add_status(tools)
     _add_stop(tools)
+    _add_counts(tools)
     _add_export(tools)
 
 
@@ -199,6 +201,27 @@ def _add_stop(tools: Tools) -> None:
     )
     _add_asking(tool)
     _set_run(tool, "cli.coordinator_runs", "run_stop")
+
+
+def _add_counts(tools: Tools) -> None:
+    tool = _tool(
+        tools,
+        "counts",
+        "ask the sites for an audit's noised counts",
+        "Ask the sites that are connected for counts by group and histograms of losses of a run's "
+        "model, for its audit. Each site answers as its policy says, adds noise and debits its "
+        "ledger; `export` writes what came with the run.",
+    )
+    tool.add_argument(
+        "--run", required=True, metavar="RUN", dest="run_id", help="the id of a run that has ended"
+    )
+    tool.add_argument(
+        "--again",
+        action="store_true",
+        help="ask although there are counts already: each site pays anew",
+    )
+    _add_asking(tool)
+    _set_run(tool, "cli.coordinator_counts", "run_counts")
 
 
 def _add_export(tools: Tools) -> None:

@@ -26,7 +26,7 @@ _INTERRUPTED: Final = 130
 
 def run_run(options: argparse.Namespace) -> int:
     """Orders a run, and follows it where asked."""
-    access = _access(options)
+    access = open_access(options)
     run_id = ask_service(access, _order(options)).run_id
     if not options.follow:
         _print_id(run_id, as_json=options.json)
@@ -37,7 +37,7 @@ def run_run(options: argparse.Namespace) -> int:
         sys.stderr.write(f"cloister: run {run_id} goes on; `status` shows it\n")
         return _INTERRUPTED
     if options.json:
-        _print_json(status.model_dump(mode="json"))
+        print_json(status.model_dump(mode="json"))
     else:
         sys.stdout.write(f"run {run_id} {_outcome(status)}\n")
     return 0 if status.state == "finished" else 1
@@ -45,9 +45,9 @@ def run_run(options: argparse.Namespace) -> int:
 
 def run_status(options: argparse.Namespace) -> int:
     """Shows sites and runs."""
-    report = _status(_access(options))
+    report = ask_status(open_access(options))
     if options.json:
-        _print_json(report.model_dump(mode="json"))
+        print_json(report.model_dump(mode="json"))
     else:
         _print_tables(report)
     return 0
@@ -55,7 +55,7 @@ def run_status(options: argparse.Namespace) -> int:
 
 def run_stop(options: argparse.Namespace) -> int:
     """Stops the service, or a run."""
-    access = _access(options)
+    access = open_access(options)
     if options.run_id is None:
         ask_service(access, ControlRequest(command="stop"))
         _print_done("service", "stops", as_json=options.json)
@@ -78,7 +78,7 @@ def _order(options: argparse.Namespace) -> ControlRequest:
     return ControlRequest(command="run", config=config)
 
 
-def _access(options: argparse.Namespace) -> Access:
+def open_access(options: argparse.Namespace) -> Access:
     """An operator's folder; on the coordinator's own machine, the service's present address."""
     if options.identity is not None:
         return Access.load(options.identity)
@@ -93,7 +93,12 @@ def _access(options: argparse.Namespace) -> Access:
     return replace(access, where=replace(access.where, address=address))
 
 
-def _status(access: Access) -> StatusReport:
+def ask_status(access: Access) -> StatusReport:
+    """What the service says of itself.
+
+    Raises:
+        CloisterError: It does not answer, or says no.
+    """
     report = ask_service(access, ControlRequest(command="status")).report
     if report is None:
         raise ServiceError("expected a status in the service's answer, got none")
@@ -105,7 +110,7 @@ def _follow(access: Access, run_id: str) -> RunStatus:
     console, shown = Console(stderr=True), ""
     while True:
         try:
-            found = [run for run in _status(access).runs if run.run_id == run_id]
+            found = [run for run in ask_status(access).runs if run.run_id == run_id]
         except SessionError as error:
             line = f"waiting: {error.message}"
         else:
@@ -127,19 +132,20 @@ def _outcome(status: RunStatus) -> str:
 
 def _print_id(run_id: str, *, as_json: bool) -> None:
     if as_json:
-        _print_json({"run_id": run_id})
+        print_json({"run_id": run_id})
     else:
         sys.stdout.write(run_id + "\n")
 
 
 def _print_done(what: str, done: str, *, as_json: bool) -> None:
     if as_json:
-        _print_json({"what": what, "state": done})
+        print_json({"what": what, "state": done})
     else:
         sys.stdout.write(f"{what} {done}\n")
 
 
-def _print_json(document: object) -> None:
+def print_json(document: object) -> None:
+    """For programs."""
     json.dump(document, sys.stdout, indent=2, sort_keys=True)
     sys.stdout.write("\n")
 

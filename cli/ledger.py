@@ -109,6 +109,8 @@ def _mechanism(entry: Entry) -> str:
     body = entry.body
     if entry.kind == "settle":
         return f"{body['executed_steps']} steps ran of entry {body['reserve']}"
+    if entry.kind == "cosign":
+        return f"saw {body['size']} lines of the run's log"
     event = body.get("event", {"kind": ""})
     if event["kind"] not in ("dp-sgd", "distributed-dp-sgd"):
         return str(event["kind"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cli.arguments import add_overrides, add_verbose
+from cli.audit import add_audit
 from cli.client import add_client
 from cli.coordinator import add_coordinator
 from core.allocator import keep_freed_memory
@@ -65,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_simulate(commands)
     add_coordinator(commands)
     add_client(commands)
+    add_audit(commands)
     return parser
 
 

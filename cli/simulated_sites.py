@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from client.log_witness import ledger_witness
 from client.site import Site, TestRandomness, check_size, fresh_randomness
 from client.standing import PinnedInMemory, Standing
 from core.audit_seed import AuditSeed
 from core.blueprint import Blueprint
 from core.config import EvaluationSection, FederationConfig, SimulationSection
 from core.config_files import load_config
-from core.config_sections import DataSection, MemberSection, PolicySection
+from core.config_sections import AuditSection, DataSection, MemberSection, PolicySection
 from core.data.dataset import TokenizedDataset
 from core.data.held_out import Split, hold_out
 from core.data.partition import partition
@@ -149,6 +150,7 @@ def open_sites(
             _approve(policies[member.name], simulation, terms),
             folder / "sites" / member.name / ledgers[member.name],
             simulation,
+            config.audit,
             federation.standing(member.name) if federation else None,
         )
         for member in members
@@ -206,16 +208,20 @@ def _site(
     policy: PolicySection,
     ledger: Path,
     simulation: SimulationSection,
+    audit: AuditSection,
     standing: Standing | None,
 ) -> Site:
     key = simulation.test_noise_key
+    open_ledger = partial(Ledger.open, ledger, site=member.name)
     return Site(
         name=member.name,
         policy=policy,
         data=TokenizedDataset(split.members, blueprint.task),
-        open_ledger=partial(Ledger.open, ledger, site=member.name),
+        open_ledger=open_ledger,
         randomness=fresh_randomness if key is None else TestRandomness(bytes.fromhex(key)),
         num_examples=member.num_examples,
         standing=standing,
         split=split,
+        audit=audit,
+        witness=ledger_witness(open_ledger),
     )

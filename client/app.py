@@ -1,7 +1,8 @@
 """Flower's ClientApp over a site's rounds: messages in, replies or refusals out.
 
 Where the terms have no secure aggregation, a round is ``local_round``. Where they have, it is the
-training order and four exchanges after it; see ``client.secure_round``.
+training order and four exchanges after it; see ``client.secure_round``. An audit's counts are
+``audit_round``.
 """
 
 import logging
@@ -11,6 +12,7 @@ from typing import Any, TypeAlias
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.audit_round import audit_round
 from client.content import (
     documents_content,
     read_arrays,
@@ -35,13 +37,14 @@ from core.aggregation_messages import (
     Survivors,
 )
 from core.array_codec import encode_arrays
+from core.audit_messages import AUDIT, AuditOrder
 from core.errors import CloisterError, RoundFailedError
 from core.messages import TrainTask
 from core.wire.documents import SignedRoster
 
 logger = logging.getLogger(__name__)
 
-Asked: TypeAlias = TrainTask | AttemptMessage
+Asked: TypeAlias = TrainTask | AttemptMessage | AuditOrder
 _Step: TypeAlias = Callable[[SecureRound, Any], RecordDict]
 
 
@@ -73,6 +76,19 @@ def build_client_app(
             return _answer(site, workshop, order, message.content, outbox)
 
         return _reply(message, site, lambda: read_order(message.content), answer)
+
+    @app.query(AUDIT.removeprefix("query."))
+    def audit(message: Message, context: Context) -> Message:
+        site = site_of(context)
+
+        def answer(order: AuditOrder) -> RecordDict:
+            logger.info("%s: asked for the counts of an audit of %s", site.name, order.run_id)
+            arrays = read_arrays(message.content, workshop.manifest)
+            return documents_content({"counts": audit_round(site, workshop, order, arrays)})
+
+        return _reply(
+            message, site, lambda: read_document(message.content, "audit", AuditOrder), answer
+        )
 
     def exchange(message_type: str, document: str, kind: type[AttemptMessage], step: _Step) -> None:
         def handle(message: Message, context: Context) -> Message:

@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 
 from core.aggregation_messages import EXCHANGES
 from core.array_codec import Manifest
+from core.audit_messages import AUDIT
 from core.errors import MessageError
 from core.messages import decode
 from core.wire.documents import PROTOCOL_VERSION, Invitation, SignedRoster, session_transcript
@@ -30,7 +31,8 @@ from core.wire.session import Session
 from core.wire.transfer import Envelope, Receiver, Rejected
 from privacy.signing import SiteKey
 
-_TRAIN: Final = "train"
+# Both bear weights of the model.
+_WITH_ARRAYS: Final = ("train", AUDIT)
 
 
 @dataclass(frozen=True)
@@ -126,11 +128,11 @@ class Connection:
         return bytes.fromhex(self._node_key.sign("session", transcript))
 
     def _manifest_for(self, begin: Begin) -> Manifest | None:
-        if not begin.reply_to and begin.message_type == _TRAIN:
+        if not begin.reply_to and begin.message_type in _WITH_ARRAYS:
             return self._manifest
         if not begin.reply_to and begin.message_type in EXCHANGES:
             return None
         raise MessageError(
-            f"expected an order to train, or one of an attempt at a secure sum, "
+            f"expected an order to train or to count, or one of an attempt at a secure sum, "
             f"got {begin.message_type}"
         )

@@ -7,6 +7,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from core.aggregation_messages import AttemptMessage
 from core.array_codec import Encoded, Manifest, decode_arrays
+from core.audit_messages import AuditOrder
 from core.errors import CloisterError, MessageError, RefusedError
 from core.messages import MAX_TEXT, Refusal, TrainReply, TrainTask, WireMessage, decode, encode
 from core.parameters import Arrays
@@ -57,7 +58,7 @@ def documents_content(
 
 
 def refusal_content(
-    error: CloisterError, site: str, asked: TrainTask | AttemptMessage | None
+    error: CloisterError, site: str, asked: TrainTask | AttemptMessage | AuditOrder | None
 ) -> RecordDict:
     """A refusal with its reason.
 

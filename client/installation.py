@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from client.crew import CrewPlan
+from client.log_witness import ledger_witness
 from client.site import Site, TestRandomness, Workshop, check_size, fresh_randomness
 from client.standing import Standing
 from core.audit_seed import AuditSeed
@@ -85,15 +86,18 @@ class Installation:
             PrivacyError: There are more records than the declared size stands for.
         """
         config, split = self.config, self.split()
+        open_ledger = partial(Ledger.open, self.ledger_path, site=config.site.name)
         site = Site(
             name=config.site.name,
             policy=config.policy,
             data=TokenizedDataset(split.members, blueprint.task),
-            open_ledger=partial(Ledger.open, self.ledger_path, site=config.site.name),
+            open_ledger=open_ledger,
             randomness=self._randomness(),
             num_examples=config.site.num_examples,
             standing=standing,
             split=split,
+            audit=self.federation.audit,
+            witness=ledger_witness(open_ledger),
         )
         if self.federation.privacy.mode != "none":
             check_size(site)

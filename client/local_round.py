@@ -11,6 +11,7 @@ from torch import nn
 
 from client.policy import check_policy
 from client.site import OnDevice, Site, Workshop
+from core.audit_messages import AuditOrder
 from core.digests import arrays_digest
 from core.errors import MessageError, PolicyRefusedError, PrivacyError, RoundFailedError
 from core.messages import SpentBudget, TrainReply, TrainTask
@@ -187,7 +188,7 @@ def check_kept(site: Site, order: TrainTask, reply: TrainReply) -> None:
 
 
 @contextmanager
-def after_debit(order: TrainTask) -> Iterator[None]:
+def after_debit(order: TrainTask | AuditOrder) -> Iterator[None]:
     """Turns whatever fails in its body into one error; the reason goes to the site's own log.
 
     Guarantees:

@@ -1,5 +1,6 @@
 """The site's policy: what a task may ask for. It outranks the coordinator; default is no."""
 
+from core.audit_messages import AuditOrder
 from core.config_sections import PolicySection, largest_data_set
 from core.errors import PolicyRefusedError
 from core.messages import DpSgdTerms, TrainingTerms, TrainTask
@@ -43,7 +44,7 @@ def check_policy(
         PrivacyError: There is no grid for what is asked, in mode ``distributed``; see
             ``privacy.distributed.DistributedGrid``.
     """
-    _check_identity(order, policy, site)
+    check_identity(order, policy, site)
     terms = order.terms
     _at_most("round number", order.server_round, terms.num_rounds)
     check_terms(terms, policy)
@@ -139,7 +140,12 @@ def _check_aggregation(order: TrainTask) -> None:
         )
 
 
-def _check_identity(order: TrainTask, policy: PolicySection, site: str) -> None:
+def check_identity(order: TrainTask | AuditOrder, policy: PolicySection, site: str) -> None:
+    """Refuses an order for another site, or under terms that this one's people did not approve.
+
+    Raises:
+        PolicyRefusedError: Says what was asked and what is allowed.
+    """
     if order.site != site:
         raise PolicyRefusedError(f"expected a task for {site}, got one for {order.site}")
     digest = order.terms.digest()

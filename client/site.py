@@ -11,7 +11,7 @@ from torch import nn
 from client.standing import Standing
 from core.array_codec import manifest_of
 from core.blueprint import Blueprint
-from core.config_sections import PolicySection, largest_data_set
+from core.config_sections import AuditSection, PolicySection, largest_data_set
 from core.data.dataset import TokenizedDataset
 from core.data.held_out import Split
 from core.digests import DigestMemory
@@ -39,7 +39,10 @@ class TestRandomness:
 
     def __call__(self, order: TrainTask) -> RandomSource:
         """A function of task, round and site: a repeated attempt draws the same noise."""
-        context = f"{order.task_digest}/{order.server_round}/{order.site}"
+        return self.source(f"{order.task_digest}/{order.server_round}/{order.site}")
+
+    def source(self, context: str) -> RandomSource:
+        """Streams that no other context shares."""
         return RandomSource.for_tests(self.key, context)
 
     def __repr__(self) -> str:
@@ -77,6 +80,12 @@ class Site:
     aggregation."""
     split: Split | None = None
     """Its records, those held out of training too; without them it answers no audit."""
+    audit: AuditSection | None = None
+    """What may be counted, as the federation's file that is installed here has it; without it the
+    site answers no audit."""
+    witness: Callable[[str], str] | None = None
+    """Verifies a checkpoint of the federation's log and signs it, both as JSON; raises a
+    ``CloisterError`` where it is not to be signed. Without it the site signs none."""
 
 
 def check_size(site: Site) -> None:

@@ -1,9 +1,10 @@
 """The run directory, and the one process that writes to it.
 
-run.json       configuration, digests, versions, commitment to the audit's seed; written once
+run.json       configuration, digests, versions, the log's public key; written once
 terms.json     each site's privacy constants; written once, so that every round has the same
 record.jsonl   one line an event, appended; nothing is ever rewritten
 audit.seed     what the commitment is to; secret until the audit
+log.key        signs the record's lines; log.checkpoint is how far: see coordinator.run_log
 summary.json   the result, written when the run ends or stops
 checkpoints/   see core.checkpoints; sealed where the coordinator is a service
 run.lock       held while a coordinator writes here
@@ -21,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from coordinator.run_log import RunLog, log_key
 from core.audit_seed import AuditSeed
 from core.config import FederationConfig, config_digest
 from core.digests import canonical_json
@@ -39,6 +41,7 @@ from core.run_record import (
     read_terms,
 )
 from core.sealed_arrays import Seal
+from privacy.transparency_log import log_lines
 
 CHECKPOINTS: Final = "checkpoints"
 _LOCK_FILE: Final = "run.lock"
@@ -48,11 +51,14 @@ _VERSIONS_OF: Final = ("cloister", "flwr", "numpy", "opacus", "torch")
 class RunDirectory:
     """A run directory that this process, and no other, writes to."""
 
-    def __init__(self, folder: Path, header: Line, lines: list[Line]) -> None:
+    def __init__(
+        self, folder: Path, header: Line, lines: list[Line], log: RunLog, seal: Seal | None
+    ) -> None:
         self.folder = folder
         self.header = header
-        self.seal: Seal | None = None
+        self.seal = seal
         self._lines = lines
+        self._log = log
 
     @classmethod
     @contextlib.contextmanager
@@ -82,6 +88,7 @@ class RunDirectory:
         Raises:
             RunError: Another run, another configuration or another process is there, or the
                 directory cannot be written.
+            LogTamperedError: The record is shorter than was signed, or another.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -96,30 +103,39 @@ class RunDirectory:
                     f"expected {folder} to be free, got one that another process writes to",
                     hint="wait for it, or choose another --output",
                 ) from error
-            opened = cls._open_locked(folder, config, task_digest, run_id)
-            opened.seal = seal
-            yield opened
+            yield cls._open_locked(folder, config, task_digest, run_id, seal)
 
     @classmethod
     def _open_locked(
-        cls, folder: Path, config: FederationConfig, task_digest: str, run_id: str | None
+        cls,
+        folder: Path,
+        config: FederationConfig,
+        task_digest: str,
+        run_id: str | None,
+        seal: Seal | None,
     ) -> "RunDirectory":
         if not (folder / RUN_FILE).exists():
             _refuse_foreign(folder)
+            key = log_key(folder, seal, new=True)
             header = _header(
                 config,
                 task_digest,
                 run_id or secrets.token_hex(8),
                 AuditSeed.of_folder(folder).commitment,
+                key.public_hex,
             )
             write_json(folder / RUN_FILE, header)
-            return cls(folder, header, [])
+            log = RunLog.open(folder, header["run_id"], key, [])
+            return cls(folder, header, [], log, seal)
         header = read_header(folder / RUN_FILE)
+        key = log_key(folder, seal)
+        header.setdefault("log_key", None)  # of a run that began before there were logs
         for name, expected in (
             ("config_digest", config_digest(config)),
             ("task_digest", task_digest),
             ("run_id", run_id or header["run_id"]),
             ("audit_commitment", AuditSeed.of_folder(folder).commitment),
+            ("log_key", key.public_hex),
         ):
             if header[name] != expected:
                 raise RunError(
@@ -127,10 +143,15 @@ class RunDirectory:
                     hint="another configuration began here: choose another --output",
                 )
         lines: list[Line] = []
+        leaves: list[bytes] = []
+        length = 0
         if (folder / RECORD_FILE).exists():
             lines, length = read_lines(folder / RECORD_FILE)
+            leaves = log_lines((folder / RECORD_FILE).read_bytes()[:length])
+        log = RunLog.open(folder, header["run_id"], key, leaves)
+        if (folder / RECORD_FILE).exists():
             os.truncate(folder / RECORD_FILE, length)
-        return cls(folder, header, lines)
+        return cls(folder, header, lines, log, seal)
 
     @property
     def run_id(self) -> str:
@@ -153,8 +174,9 @@ class RunDirectory:
 
         Args:
             kind: The line's kind.
-            sync: False for a line that can be made again: a machine that stops may lose it, and
-                a process that is killed does not. It is on the disk with the next that is synced.
+            sync: The log is signed up to here. False for a line that can be made again: a machine
+                that stops may lose it, and a process that is killed does not. It is on the disk,
+                and signed, with the next that is synced.
             fields: What else the line says.
 
         Raises:
@@ -171,6 +193,9 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"cannot append to {path}: {error.strerror}") from error
         self._lines.append(json.loads(line))
+        self._log.append(line)
+        if sync:
+            self._log.sign()
 
     def terms(self, compute: Callable[[], SiteTerms]) -> SiteTerms:
         """The run's privacy constants by site: computed when it begins, and kept.
@@ -224,7 +249,11 @@ def write_json(path: Path, value: Line) -> None:
 
 
 def _header(
-    config: FederationConfig, task_digest: str, run_id: str, audit_commitment: str
+    config: FederationConfig,
+    task_digest: str,
+    run_id: str,
+    audit_commitment: str,
+    log_public_key: str,
 ) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
@@ -233,6 +262,7 @@ def _header(
         "config_digest": config_digest(config),
         "task_digest": task_digest,
         "audit_commitment": audit_commitment,
+        "log_key": log_public_key,
         "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from coordinator.flower import REPLY_REJECTED
 from coordinator.payload import from_record
 from core.array_codec import Manifest
+from core.audit_messages import AuditOrder
 from core.digests import arrays_digest
 from core.errors import MessageError
 from core.messages import Refusal, TrainReply, TrainTask, decode
@@ -188,7 +189,7 @@ def dropped(error: Error, site: str) -> RejectedReply:
     return RejectedReply(site, "client-error", f"the client failed: {reason}")
 
 
-def read_refusal(content: RecordDict, task: TrainTask) -> SiteRefusal:
+def read_refusal(content: RecordDict, task: TrainTask | AuditOrder) -> SiteRefusal:
     """A site's no to this very task; or MessageError."""
     refusal = decode(Refusal, entry(content, "refusal"))
     expected = (task.run_id, task.site)

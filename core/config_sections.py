@@ -191,6 +191,8 @@ class PolicySection(Section):
     """Take part in tests with predictable noise. The ledger then says that nothing is protected."""
 
 
+# Without hyphens: keys of objects are converted on the wire.
+AttributeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,63}$")]
 GroupName = Annotated[str, Field(min_length=1, max_length=64)]
 
 

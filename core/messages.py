@@ -207,8 +207,13 @@ def wire_form(message: WireMessage, *, without: str = "") -> dict[str, Any]:
     return form
 
 
-def decode(kind: type[Wire], payload: Any) -> Wire:
-    """Parses what a peer sent.
+def decode(kind: type[Wire], payload: Any, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Wire:
+    """Parses what a peer sent, or a document of another origin.
+
+    Args:
+        kind: What it must be.
+        payload: Canonical JSON, or any other form of it.
+        max_bytes: A longer one is refused before it is looked at.
 
     Guarantees:
         Only ``MessageError`` escapes, whatever the payload is.
@@ -219,9 +224,9 @@ def decode(kind: type[Wire], payload: Any) -> Wire:
     """
     if not isinstance(payload, bytes):
         raise MessageError(f"expected {kind.__name__} as bytes, got {type(payload).__name__}")
-    if len(payload) > MAX_MESSAGE_BYTES:
+    if len(payload) > max_bytes:
         raise MessageError(
-            f"expected {kind.__name__} of at most {MAX_MESSAGE_BYTES} bytes, got {len(payload)}"
+            f"expected {kind.__name__} of at most {max_bytes} bytes, got {len(payload)}"
         )
     try:
         # Decoded here: json.loads would guess at UTF-16 and UTF-32.

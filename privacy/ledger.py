@@ -22,8 +22,10 @@ from core.errors import (
     LedgerError,
     LedgerRollbackError,
     LedgerTamperedError,
+    LogTamperedError,
     MessageError,
 )
+from core.log_messages import CosignBody, WitnessOrder, WitnessReply
 from core.messages import LedgerHead
 from privacy.accounting import EpsilonReport, epsilon_report, gate
 from privacy.events import Event, constants_of
@@ -41,6 +43,7 @@ from privacy.ledger_entries import (
 )
 from privacy.ledger_store import LedgerFiles, LedgerStore
 from privacy.signing import SiteKey
+from privacy.transparency_log import check_order, cosignature_of
 
 _SITE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
@@ -199,6 +202,41 @@ class Ledger:
             "release",
             release_body(sequence, context),
             lambda history: history.check_release(sequence, context, repeatable=repeatable),
+        )
+
+    def cosign(self, order: WitnessOrder) -> WitnessReply:
+        """Signs a run's log as far as ``order`` shows it.
+
+        **Guarantees**: What was signed lies on the disk before it is returned. Of one run, this
+        ledger never signs two logs that do not continue each other, nor one that names a head
+        which this ledger did not have.
+
+        Returns:
+            The new cosignature; or the newest that there is, without signing anything, where the
+            order does not continue it or shows nothing new.
+
+        Raises:
+            LogTamperedError: The log was cut, forked, or says of this site what is not so.
+            LedgerError: The ledger cannot be trusted or written.
+        """
+        run_id = order.checkpoint.run_id
+        with self._reading() as history:
+            known = history.cosigned(run_id)
+            heads = [entry.head for entry in history.entries]
+        seen = None if known is None else CosignBody.model_validate(known.body)
+        if order.site != self._site:
+            raise LogTamperedError(f"expected an order for {self._site}, got one for {order.site}")
+        if order.since == (0 if seen is None else seen.size):
+            body = check_order(order, seen, heads)
+            if body != seen:
+
+                def check(history: History) -> None:
+                    if history.cosigned(run_id) is not known:
+                        raise LedgerError("expected to sign a log once at a time, got two orders")
+
+                known = self._append("cosign", body.model_dump(mode="json"), check)
+        return WitnessReply(
+            cosignature=None if known is None else cosignature_of(known, self._key.public_hex)
         )
 
     def spent(self, delta: float) -> EpsilonReport:

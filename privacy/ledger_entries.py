@@ -19,13 +19,14 @@ from core.errors import (
     PrivacyError,
     SiteKeyError,
 )
+from core.log_messages import CosignBody
 from core.messages import LedgerHead
 from privacy.events import Event, event_from_json, event_to_json
 from privacy.signing import SiteKey, verify_signature
 
 SCHEMA_VERSION: Final = 1
 NO_DIGEST: Final = "0" * 64
-Kind: TypeAlias = Literal["open", "reserve", "settle", "release"]
+Kind: TypeAlias = Literal["open", "reserve", "settle", "release", "cosign"]
 Row: TypeAlias = tuple[Any, ...]
 
 _BODY_FIELDS: Final[Mapping[str, frozenset[str]]] = {
@@ -35,6 +36,7 @@ _BODY_FIELDS: Final[Mapping[str, frozenset[str]]] = {
     ),
     "settle": frozenset({"reserve", "executed_steps", "outcome"}),
     "release": frozenset({"reserve", "context"}),
+    "cosign": frozenset(CosignBody.model_fields),
 }
 _PURPOSE: Final = "ledger-entry"
 _RUN_ID: Final = re.compile(r"[0-9a-f]{16}")
@@ -53,7 +55,7 @@ class Entry:
     """UTC, to the microsecond; by the site's clock, which nothing relies on."""
     kind: Kind
     """``open`` starts the ledger, ``reserve`` debits, ``settle`` says what then ran, ``release``
-    that it leaves the site in a masked sum."""
+    that it leaves the site in a masked sum, ``cosign`` how far the site saw a run's log."""
     body: Mapping[str, Any]
     """A JSON object; its fields follow from the kind."""
     previous: str
@@ -162,6 +164,20 @@ def verify_chain(rows: Iterable[Row], previous: Entry | None, public_key: str) -
     return entries
 
 
+def verify_head(head: LedgerHead, signature: str, public_key: str, site: str) -> None:
+    """Checks that a ledger's key signed an entry with this hash as its last.
+
+    Raises:
+        LedgerTamperedError: It did not.
+    """
+    try:
+        verify_signature(public_key, _PURPOSE, bytes.fromhex(head.digest), signature)
+    except SiteKeyError as error:
+        raise LedgerTamperedError(
+            f"expected entry {head.sequence} signed with the ledger key of {site}: {error.message}"
+        ) from error
+
+
 def _verify_row(row: Row, previous: Entry | None, public_key: str) -> Entry:
     expected = 1 if previous is None else previous.sequence + 1
     sequence, *stored = row
@@ -216,6 +232,7 @@ class History:
         self._rounds: dict[int, tuple[str, int]] = {}
         self._orders: dict[str, tuple[int, int]] = {}
         self._run_events: dict[str, Event] = {}
+        self._cosigned: dict[str, Entry] = {}
 
     @property
     def last(self) -> Entry | None:
@@ -238,6 +255,8 @@ class History:
             elif entry.kind == "release":
                 self._released.add(entry.body["reserve"])
                 self._contexts.add(entry.body["context"])
+            elif entry.kind == "cosign":
+                self._cosigned[entry.body["run_id"]] = entry
 
     def last_order(self, run_id: str) -> tuple[int, int] | None:
         """The newest round and attempt that a run was debited for."""
@@ -246,6 +265,10 @@ class History:
     def last_event(self, run_id: str) -> Event | None:
         """The newest event that a run was debited for."""
         return self._run_events.get(run_id)
+
+    def cosigned(self, run_id: str) -> Entry | None:
+        """The newest ``cosign`` of a run."""
+        return self._cosigned.get(run_id)
 
     def check_settle(self, sequence: int, executed_steps: int) -> None:
         """Refuses to settle what was not reserved, twice, or beyond what was reserved.

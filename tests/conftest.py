@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from core.wire.channel import require_tls13
+from tests.support.canaries import Lookout, listening
 
 # Before any test module imports a library that reads them.
 os.environ.update(
@@ -65,3 +66,20 @@ def looked_up_hosts(_lookups_of_the_session: list[str]) -> Iterator[list[str]]:
     _lookups_of_the_session.clear()
     if hosts:
         pytest.fail(f"expected no host to be looked up, got {', '.join(hosts)}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def eavesdropping() -> Iterator[list[Lookout]]:
+    """Hears all secrets of secure aggregation that this process makes, and all that is said."""
+    lookouts = [Lookout()]
+    with listening(lambda: lookouts[-1]):
+        yield lookouts
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_is_said(eavesdropping: list[Lookout]) -> Iterator[None]:
+    """Fails the test in which a key, a share, a mask or an update reaches a log or an error."""
+    eavesdropping[:] = [Lookout()]
+    yield
+    if found := eavesdropping[-1].found():
+        pytest.fail(f"expected no secret in what is said, got {', '.join(sorted(found))}")

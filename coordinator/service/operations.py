@@ -1,4 +1,4 @@
-"""What an operator's request leads to: status, run, stop-run, stop."""
+"""What an operator's request leads to: status, run, stop-run, stop, audit."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -7,6 +7,7 @@ from typing import Literal
 
 from coordinator.run_directory import versions
 from coordinator.service.admissions import Admissions
+from coordinator.service.run_audits import RunAudits
 from coordinator.service.run_queue import RunQueue
 from coordinator.service.runs import RunWorker, check_sizes
 from core.config import FederationConfig
@@ -37,6 +38,7 @@ class Operations:
         admissions: Who was invited and who waits.
         queue: The runs.
         worker: Works through them.
+        audits: Asks for the counts of audits, between two of them.
         roster: The present roster.
         connected: The sites with an open session, and for how many seconds each was silent.
         epsilons: What each site spent over its whole life, as its last reply said.
@@ -51,6 +53,7 @@ class Operations:
         admissions: Admissions,
         queue: RunQueue,
         worker: RunWorker,
+        audits: RunAudits,
         roster: Callable[[], SignedRoster | None],
         connected: Callable[[], Mapping[str, float]],
         epsilons: Callable[[], Mapping[str, float]],
@@ -61,6 +64,7 @@ class Operations:
         self._admissions = admissions
         self._queue = queue
         self._worker = worker
+        self._audits = audits
         self._roster = roster
         self._connected = connected
         self._epsilons = epsilons
@@ -78,6 +82,10 @@ class Operations:
         logger.info("%s asks for %s %s", operator.name, request.command, request.run)
         if request.command == "run":
             return ControlReply(run_id=self._run(request))
+        if request.command == "audit":
+            self._audits.order(request.run, again=request.again)
+            self._worker.wake()
+            return ControlReply(run_id=request.run)
         reason = f"stopped by {operator.name}"
         if request.command == "stop-run":
             return ControlReply(run_id=self._worker.stop_run(request.run, reason))
@@ -96,6 +104,7 @@ class Operations:
             roster_epoch=signed.roster.epoch if signed else 0,
             sites=self._sites(signed),
             runs=tuple(runs),
+            counts=self._audits.newest,
         )
 
     def _run(self, request: ControlRequest) -> str:

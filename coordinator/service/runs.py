@@ -9,18 +9,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
 from coordinator.app import build_server_app, start
-from coordinator.flower import Run, empty_run
+from coordinator.flower import empty_run
 from coordinator.planning import make_plan, replies_of, training_device
 from coordinator.service.folder import CoordinatorFolder
 from coordinator.service.monitoring import Metrics
+from coordinator.service.run_audits import RunAudits
 from coordinator.service.run_queue import QueuedRun, RunQueue
-from core.array_codec import Manifest
+from coordinator.service.service_grid import ServiceGrid
 from core.blueprint import make_blueprint, training_terms
 from core.config import FederationConfig
 from core.config_sections import MemberSection
@@ -35,28 +36,6 @@ _IDLE_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.1
 # A site's longest pause between two attempts to connect, and some time to do it.
 RECONNECT_SECONDS: Final = 40.0
-
-
-class ServiceGrid(Protocol):
-    """What a run needs of the grid besides Flower's side."""
-
-    def set_run(self, run: Run) -> None:
-        """Sets the run that messages belong to."""
-
-    def begin_run(self, nodes: Mapping[int, str], reply_manifest: Manifest) -> None:
-        """Sets whom the run may ask, and what their replies look like."""
-
-    def end_run(self) -> None:
-        """Abandons what is unanswered."""
-
-    def interrupt(self, reason: str) -> None:
-        """Ends the run's waiting."""
-
-    def sites(self) -> Mapping[str, float]:
-        """The sites with an open session."""
-
-    def settle(self, sites: Sequence[str], run_id: str, server_round: int) -> None:
-        """Tells sites what they need not keep."""
 
 
 @dataclass
@@ -77,6 +56,7 @@ class RunWorker:
         seal: Encrypts their checkpoints.
         roster: The present roster.
         metrics: What is counted.
+        audits: Done between two runs.
         reconnect_seconds: So long after a start, a run waits for all sites of the roster.
     """
 
@@ -89,8 +69,10 @@ class RunWorker:
         seal: Seal,
         roster: Callable[[], SignedRoster | None],
         metrics: Metrics,
+        audits: RunAudits | None = None,
         reconnect_seconds: float = RECONNECT_SECONDS,
     ) -> None:
+        self._audits = audits
         self._reconnect_until = time.monotonic() + reconnect_seconds
         self._queue = queue
         self._grid: ServiceGrid = grid
@@ -124,7 +106,7 @@ class RunWorker:
         return self._trouble
 
     def wake(self) -> None:
-        """A run was ordered."""
+        """A run, or an audit, was ordered."""
         self._wake.set()
 
     def stop_run(self, run_id: str, reason: str) -> str:
@@ -158,6 +140,8 @@ class RunWorker:
                 self._stop = _Stop(reason, goes_on=True)
             if self._current is not None:
                 self._grid.interrupt(reason)
+        if self._audits is not None:
+            self._audits.close(reason)
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -165,6 +149,8 @@ class RunWorker:
     def _work(self) -> None:
         while not self._closing:
             self._wake.clear()
+            if self._audits is not None and self._audits.work():
+                continue
             try:
                 run = self._queue.next()
                 if run is not None:

@@ -21,6 +21,7 @@ from coordinator.service.monitoring import Metrics, MonitoringServer
 from coordinator.service.operations import Operations
 from coordinator.service.reception import Reception
 from coordinator.service.renewal import ServerCertificate, renew_operator
+from coordinator.service.run_audits import RunAudits
 from coordinator.service.run_queue import RunQueue
 from coordinator.service.runs import RunWorker
 from coordinator.service.servers import serve
@@ -57,6 +58,7 @@ class CoordinatorService:
             admin_key=folder.admin_public(),
             control=lambda operator, request: operations.answer(operator, request),
         )
+        audits = RunAudits(self._queue, self._grid, folder=folder, spent=self._metrics.set_epsilon)
         self._worker = RunWorker(
             self._queue,
             self._grid,
@@ -64,6 +66,7 @@ class CoordinatorService:
             seal=vault,
             roster=self._reception.roster,
             metrics=self._metrics,
+            audits=audits,
         )
         self._told_to_stop = threading.Event()
         operations = Operations(
@@ -71,6 +74,7 @@ class CoordinatorService:
             admissions=self._admissions,
             queue=self._queue,
             worker=self._worker,
+            audits=audits,
             roster=self._reception.roster,
             connected=self._grid.sites,
             epsilons=lambda: self._metrics.epsilons,

@@ -215,13 +215,15 @@ class ControlRequest(WireMessage):
 
     schema_version: Literal[1] = 1
     """Version of this schema."""
-    command: Literal["status", "run", "stop-run", "stop"]
+    command: Literal["status", "run", "stop-run", "stop", "audit"]
     """``status`` is open to both roles; all else to operators."""
     config: FederationConfig | None = None
     """``run``: the run's configuration; its paths are the coordinator's."""
     run: str = Field(default="", pattern=r"^([0-9a-f]{16})?$")
     """``stop-run``: which; empty for the present one. ``run`` without ``config``: which one goes
-    on that was stopped or has failed."""
+    on that was stopped or has failed. ``audit``: whose model the sites are asked about."""
+    again: bool = False
+    """``audit``: ask sites that were asked before, who pay anew."""
 
 
 class SiteStatus(WireMessage):
@@ -262,6 +264,21 @@ class RunStatus(WireMessage):
     """The newest round's refusals and dropped replies, by site and name."""
 
 
+class CountsStatus(WireMessage):
+    """Counts for the audit of a run, since the service started."""
+
+    run_id: RunId
+    """The run."""
+    state: Literal["waiting", "asking", "finished", "failed"]
+    """Where it stands; after ``failed``, ``reason`` says why."""
+    reason: Text = ""
+    """Why it failed."""
+    replied: tuple[Name, ...] = Field(default=(), max_length=1024)
+    """The sites whose counts are in the run's folder."""
+    absent: tuple[Text, ...] = Field(default=(), max_length=64)
+    """The others, each with its reason."""
+
+
 class StatusReport(WireMessage):
     """The service at a glance."""
 
@@ -275,6 +292,8 @@ class StatusReport(WireMessage):
     """All sites of the configuration and the roster."""
     runs: tuple[RunStatus, ...] = ()
     """Newest last."""
+    counts: CountsStatus | None = None
+    """The newest audit that was asked for."""
 
 
 class ControlReply(WireMessage):
@@ -283,7 +302,7 @@ class ControlReply(WireMessage):
     report: StatusReport | None = None
     """``status``."""
     run_id: str = Field(default="", pattern=r"^([0-9a-f]{16})?$")
-    """``run``: the new run; ``stop-run``: the one that stops."""
+    """``run``: the new run; ``stop-run``: the one that stops; ``audit``: the audited one."""
     code: str = Field(default="", max_length=64)
     """An error's name, where the request was refused."""
     message: Text = ""

@@ -9,11 +9,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from audit.report.document import report_schema
 from core.digests import canonical_json
 from core.messages import encode
 from tests.support import golden_secagg
 from tests.support.attempts import context
 from tests.support.golden_attempts import ATTEMPTS, golden_attempt
+from tests.support.golden_log import golden_log
 from tests.support.messages import EXAMPLES
 
 FOLDER = Path(__file__).parent
@@ -35,7 +37,10 @@ def golden_files() -> dict[Path, bytes]:
             for file in ATTEMPTS
         },
     }
-    return messages | secure_aggregation
+    audit = {FOLDER / "audit" / "report-1.schema.json": canonical_json(report_schema())}
+    # Signatures of old audits are checked against these forms.
+    log = {FOLDER / "transparency_log" / "log.json": canonical_json(golden_log())}
+    return messages | secure_aggregation | audit | log
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from privacy.secure_aggregation.fixed_point import FixedPoint
 from privacy.secure_aggregation.masks import add_masks
 from privacy.signing import SiteKey
 from tests.support.aggregation import ELSEWHERE, Play, edited, signed_by
-from tests.support.canaries import KINDS, files_below, find, makers
+from tests.support.canaries import KINDS, Lookout, files_below, find, makers
 from tests.support.secure_federation import (
     FIVE,
     SecureFederation,
@@ -196,7 +196,9 @@ BREAKS: dict[str, Callable[[], object]] = {
 }
 
 
-def test_no_secret_is_in_an_error(secrets: Secrets, errors: list[CloisterError]) -> None:
+def test_no_secret_is_in_an_error(
+    secrets: Secrets, errors: list[CloisterError], eavesdropping: list[Lookout]
+) -> None:
     Play(5, dimension=64).run()  # wide enough to tell its values from others
     secrets |= {("literal", letter * 32) for letter in (b"s", b"k")}
     for name, breaks in BREAKS.items():
@@ -213,6 +215,7 @@ def test_no_secret_is_in_an_error(secrets: Secrets, errors: list[CloisterError])
     secret = next(value for kind, value in secrets if kind == "agreed")
     told = shown(CloisterError(f"expected another key than {secret.hex()}"))
     assert find(secrets, {"told": told}) == {"agreed in told"}
+    eavesdropping[-1].said.clear()
 
 
 def test_no_value_of_an_update_is_in_an_error(errors: list[CloisterError]) -> None:

@@ -37,11 +37,13 @@ def write_grouped(path: Path, *, seed: int, count: int = 48) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def write_audited(folder: Path, *, federation: str = FEDERATION, audit: str = AUDIT) -> Path:
-    """Writes a federation whose sites have groups; returns its file."""
+def write_audited(
+    folder: Path, *, federation: str = FEDERATION, audit: str = AUDIT, count: int = 48
+) -> Path:
+    """Writes a federation whose sites have ``count`` records with groups; returns its file."""
     path = write_federation(folder, federation=federation + audit)
     for number, name in enumerate((*SITES, "holdout")):
-        write_grouped(folder / f"{name}.jsonl", seed=number)
+        write_grouped(folder / f"{name}.jsonl", seed=number, count=count)
     plain = 'columns = { text = "text", label = "label" }'
     for file in (path, *(folder / f"{name}.toml" for name in SITES)):
         file.write_text(file.read_text().replace(plain, COLUMNS))
@@ -49,10 +51,14 @@ def write_audited(folder: Path, *, federation: str = FEDERATION, audit: str = AU
 
 
 def simulated_run(
-    folder: Path, *, overrides: Mapping[str, str] | None = None, federation: str = FEDERATION
+    folder: Path,
+    *,
+    overrides: Mapping[str, str] | None = None,
+    federation: str = FEDERATION,
+    count: int = 48,
 ) -> Path:
     """Simulates such a federation to its end; returns the run's directory."""
-    config = write_audited(folder / "federation", federation=federation)
+    config = write_audited(folder / "federation", federation=federation, count=count)
     sets = [
         item for key, value in (overrides or {}).items() for item in ("--set", f"{key}={value}")
     ]

@@ -7,8 +7,10 @@ in which it could have come there.
 """
 
 import base64
+import contextlib
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,13 +18,16 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from client import secure_round
+from core.errors import CloisterError
 from privacy.secure_aggregation import keys, shamir, site, site_secrets
 
 KINDS: Final = ("drawn", "agreed", "derived", "share", "mask", "encoded", "trained", "moved")
 _PIECE: Final = 64
 _PREFIX: Final = 8
+_MOST: Final = 20_000  # of one test's secrets that are looked for
 
 Tell = Callable[[str, bytes], None]
 
@@ -173,3 +178,60 @@ def _training(norm: Callable[..., float], tell: Tell) -> Callable[..., float]:
         return norm(trained, before)
 
     return wrapper
+
+
+class Lookout:
+    """One test's secrets, and what the product said in it: errors and logs, whoever caught them."""
+
+    def __init__(self) -> None:
+        self.secrets: dict[tuple[str, bytes], None] = {}
+        self.said: list[str] = []
+
+    def tell(self, kind: str, secret: bytes) -> None:
+        """A secret was made. Of a test that makes very many, the first are enough."""
+        if len(self.secrets) < _MOST:
+            self.secrets[kind, secret] = None
+
+    def found(self) -> set[str]:
+        """Which kinds of secrets were said."""
+        if not self.secrets or not self.said:
+            return set()
+        return find(self.secrets, {"a log or an error": "\n".join(self.said).encode()})
+
+
+class Eavesdropper(logging.Handler):
+    """Hears every line of a log, with the error in it."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.NOTSET)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes it as it would be written."""
+        self._say(self.format(record))
+
+
+@contextlib.contextmanager
+def listening(current: Callable[[], Lookout]) -> Iterator[None]:
+    """Tells the current lookout of all secrets, of all errors and of what the product logs."""
+    patch = pytest.MonkeyPatch()
+    for owner, name, wrapped in makers(lambda kind, secret: current().tell(kind, secret)):
+        patch.setattr(owner, name, wrapped)
+    init = CloisterError.__init__
+
+    @functools.wraps(init)
+    def heard(self: CloisterError, message: str, *, hint: str = "") -> None:
+        init(self, message, hint=hint)
+        current().said.append(f"{message}\n{hint}")
+
+    patch.setattr(CloisterError, "__init__", heard)
+    handler = Eavesdropper(lambda line: current().said.append(line))
+    loggers = [logging.getLogger(name) for name in ("client", "coordinator", "privacy", "core")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        patch.undo()
+        for logger in loggers:
+            logger.removeHandler(handler)

@@ -9,6 +9,7 @@ from core.wire.documents import (
     CollectRequest,
     ControlReply,
     ControlRequest,
+    CountsStatus,
     Invitation,
     JoinReply,
     JoinRequest,
@@ -94,7 +95,7 @@ RENEW = RenewRequest(
     federation="clinic", site="north", csr_pem=_CSR, time=_TIME, signature="8" * 128
 )
 RENEWED = RenewReply(certificate_pem=_PEM)
-CONTROL = ControlRequest(command="run", config=CONFIG, run="0123456789abcdef")
+CONTROL = ControlRequest(command="run", config=CONFIG, run="0123456789abcdef", again=True)
 SITE = SiteStatus(
     name="north",
     status="pending",
@@ -113,8 +114,20 @@ RUN = RunStatus(
     weights_digest="9" * 64,
     refusals=("north refused (budget-exceeded)",),
 )
+ASKED = CountsStatus(
+    run_id="0123456789abcdef",
+    state="finished",
+    reason="the disk was full",
+    replied=("north",),
+    absent=("south: policy-refused: expected nothing to be counted",),
+)
 STATUS = StatusReport(
-    federation="clinic", version="0.1.0", roster_epoch=3, sites=(SITE,), runs=(RUN,)
+    federation="clinic",
+    version="0.1.0",
+    roster_epoch=3,
+    sites=(SITE,),
+    runs=(RUN,),
+    counts=ASKED,
 )
 CONTROLLED = ControlReply(
     report=STATUS, run_id="0123456789abcdef", code="run", message="expected an operator"
@@ -135,6 +148,7 @@ DOCUMENTS: tuple[WireMessage, ...] = (
     CONTROL,
     SITE,
     RUN,
+    ASKED,
     STATUS,
     CONTROLLED,
 )

@@ -1,4 +1,4 @@
-"""Documents of identity, control and aggregation: what is said is heard, and nothing else is."""
+"""Documents of identity, control, aggregation and audits: what is said is heard, no more."""
 
 import json
 import re
@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core import aggregation_messages
+from core import aggregation_messages, audit_messages
 from core.errors import MessageError
 from core.messages import WireMessage, decode, encode
 from core.wire import documents
 from core.wire.documents import session_transcript
 from tests.support.aggregation_documents import AGGREGATION_DOCUMENTS
+from tests.support.audit_documents import AUDIT_DOCUMENTS
 from tests.support.documents import DOCUMENTS
 
-EXAMPLES = (*DOCUMENTS, *AGGREGATION_DOCUMENTS)
+EXAMPLES = (*DOCUMENTS, *AGGREGATION_DOCUMENTS, *AUDIT_DOCUMENTS)
 KINDS = [type(document) for document in EXAMPLES]
 
 
@@ -25,7 +26,7 @@ def kind(value: object) -> str:
 
 
 def test_there_is_an_example_of_every_document() -> None:
-    modules = {documents.__name__, aggregation_messages.__name__}
+    modules = {m.__name__ for m in (documents, aggregation_messages, audit_messages)}
     direct = [k for k in WireMessage.__subclasses__() if k.__module__ in modules]
     assert set(KINDS) == {*direct, *(k for each in direct for k in each.__subclasses__())}
 

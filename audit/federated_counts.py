@@ -145,7 +145,11 @@ def counts_for(subject: Subject) -> FederatedCounts | None:
     """The counts in the run's folder; ``None`` where nobody asked for any.
 
     **Guarantees**: They are of this run, of the model under audit, of the shape and the epsilon
-    that the federation's file says, and of its sites.
+    that the federation's file says, and of its sites; noised as much as that epsilon asks for, and
+    exact only where the run promised no privacy.
+
+    Deliberately not checked: that a site said so. Replies are not signed; whoever gathers counts
+    is believed.
 
     Raises:
         SubjectError: They are not, or cannot be read.
@@ -173,6 +177,14 @@ def counts_for(subject: Subject) -> FederatedCounts | None:
     strangers = {reply.site for reply in document.replies} - {site.name for site in config.sites}
     if strangers:
         raise SubjectError(f"expected counts of the run's sites in {path}, got others too")
+    scale = question.shape.num_releases / question.epsilon if subject.private else None
+    for reply in document.replies:
+        if (reply.scale, reply.task_digest) != (scale, document.task_digest):
+            raise SubjectError(
+                f"expected {reply.site}'s counts in {path} under noise of scale {scale} for the "
+                "run's terms, got others",
+                hint="ask the sites again: cloister coordinator counts --again",
+            )
     return from_replies(question, {reply.site: reply for reply in document.replies})
 
 

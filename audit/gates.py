@@ -1,13 +1,13 @@
 """What must hold before a model counts as released. A gate that cannot be decided fails."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pydantic import Field
 
 from audit.suite import all_tests
-from audit.verdicts import Measure, TestCard, TestResult, Verdict
+from audit.verdicts import Measure, TestCard, TestResult, Tier, Verdict
 from core.config import FederationConfig
-from core.config_sections import Section
+from core.config_sections import GatesSection, Section
 from core.errors import AuditError
 
 MEMBERSHIP_AUC = "membership-auc"
@@ -37,38 +37,70 @@ def gates_of(
     results: Sequence[TestResult],
     *,
     cards: Iterable[TestCard] | None = None,
+    cut: Collection[str] = (),
 ) -> tuple[Gate, ...]:
-    """The gates that the federation agreed on, held against what the tests found.
-
-    **Guarantees**: Every gate that the configuration has is there, once. One passes only where a
-    test measured what it asks for, with an interval where it asks for a confidence limit.
+    """The gates that the federation agreed on, held against what the tests found; see ``held``.
 
     Args:
         config: Has the gates.
         results: Of all tests that ran.
         cards: The cards of these tests; ``None`` for those of all tests there are.
+        cut: Ids of tests that had no time or could not be carried out.
 
     Raises:
         AuditError: A result is of a test that no card is of.
     """
-    section = config.audit.gates
+    tiers = {card.id: card.tier for card in (_all_cards() if cards is None else cards)}
+    return held(config.audit.gates, results, tiers, cut=cut)
+
+
+def held(
+    section: GatesSection,
+    results: Sequence[TestResult],
+    tiers: Mapping[str, Tier],
+    *,
+    cut: Collection[str] = (),
+) -> tuple[Gate, ...]:
+    """Gates, held against what the tests found.
+
+    **Guarantees**: Every gate that the section has is there, once. One passes only where a test
+    measured what it asks for, with an interval where it asks for a confidence limit, and no test
+    that may measure it was cut: nobody passes a gate by leaving no time for the stronger attack.
+
+    Args:
+        section: The gates.
+        results: Of all tests that ran.
+        tiers: Of each test, by its id.
+        cut: Ids of tests that had no time or could not be carried out.
+
+    Raises:
+        AuditError: A result is of a test without a tier.
+    """
+    unknown = sorted(({result.test for result in results} | set(cut)) - tiers.keys())
+    if unknown:
+        raise AuditError(f"expected results of tests that are known, got {', '.join(unknown)}")
     gates = []
     if section.conformance:
-        gates.append(_conformance(results, cards))
+        gates.append(_conformance(results, tiers))
     if section.epsilon_proven_within_claim:
-        gates.append(_epsilon(results))
+        gates.append(_unless_cut(_epsilon(results), "dp", tiers, cut))
     if section.max_membership_auc is not None:
-        gates.append(_membership(results, section.max_membership_auc))
+        membership = _membership(results, section.max_membership_auc)
+        gates.append(_unless_cut(membership, "records", tiers, cut))
     if section.max_gap is not None:
-        gates.append(_gap(results, section.max_gap))
+        gates.append(_unless_cut(_gap(results, section.max_gap), "bias", tiers, cut))
     return tuple(gates)
 
 
-def _conformance(results: Sequence[TestResult], cards: Iterable[TestCard] | None) -> Gate:
-    tiers = {card.id: card.tier for card in (_all_cards() if cards is None else cards)}
-    unknown = sorted({result.test for result in results} - tiers.keys())
-    if unknown:
-        raise AuditError(f"expected results of tests that are known, got {', '.join(unknown)}")
+def _unless_cut(gate: Gate, tier: Tier, tiers: Mapping[str, Tier], cut: Collection[str]) -> Gate:
+    missing = sorted(test for test in cut if tiers[test] == tier)
+    if not gate.passed or not missing:
+        return gate
+    reason = f"Not decided: {', '.join(missing)} had no time or could not be carried out."
+    return gate.model_copy(update={"passed": False, "reason": reason})
+
+
+def _conformance(results: Sequence[TestResult], tiers: Mapping[str, Tier]) -> Gate:
     found = [result for result in results if tiers[result.test] == "conformance"]
     failed = [result.test for result in found if result.verdict is Verdict.FAIL]
     passed = [result.test for result in found if result.verdict is Verdict.PASS]

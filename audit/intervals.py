@@ -115,6 +115,22 @@ def newcombe(s1: int, n1: int, s2: int, n2: int, confidence: float = 0.95) -> In
     return _interval(max(low, -1.0), min(high, 1.0), confidence, "Newcombe")
 
 
+def student(values: FloatArray, confidence: float = 0.95) -> Interval:
+    """The t interval of a mean of independent values: for a few repetitions of an experiment.
+
+    Source: Student 1908, "The probable error of a mean", Biometrika 6.
+    """
+    from scipy.special import stdtrit
+
+    checked = checked_scores(values, "values")
+    if len(checked) < 2 or checked.min() == checked.max():
+        raise ScoreError("expected two values or more, not all alike")
+    middle = float(checked.mean())
+    quantile = float(stdtrit(len(checked) - 1, (1 + checked_level(confidence)) / 2))
+    half = quantile * float(checked.std(ddof=1)) / math.sqrt(len(checked))
+    return _interval(middle - half, middle + half, confidence, "Student t")
+
+
 def exact_binomial(
     successes: int, trials: int, p: float, alternative: Alternative = "two-sided"
 ) -> float:
@@ -380,8 +396,10 @@ def smallest_gap(
     return _smallest(short, tolerance, 1.0)
 
 
-def smallest_auc(n_pos: int, n_neg: int, power: float = 0.95, alpha: float = 0.05) -> float:
-    """The smallest AUC whose interval lies above one half with probability ``power``.
+def smallest_auc(
+    n_pos: int, n_neg: int, power: float = 0.95, alpha: float = 0.05, beyond: float = 0.5
+) -> float:
+    """The smallest AUC whose interval lies above ``beyond`` with probability ``power``.
 
     With the wider of the two variances that exchanging positives and negatives gives, because
     nobody knows the scores' shape beforehand.
@@ -398,11 +416,13 @@ def smallest_auc(n_pos: int, n_neg: int, power: float = 0.95, alpha: float = 0.0
         rest = (first - 1) * above + (second - 1) * below
         return math.sqrt((auc * (1 - auc) + rest) / (first * second))
 
-    def short(auc: float) -> bool:
-        wider = max(deviation(auc, n_pos, n_neg), deviation(auc, n_neg, n_pos))
-        return auc - 0.5 < error * deviation(0.5, n_pos, n_neg) + hit * wider
+    def wider(auc: float) -> float:
+        return max(deviation(auc, n_pos, n_neg), deviation(auc, n_neg, n_pos))
 
-    return _smallest(short, 0.5, 1.0)
+    def short(auc: float) -> bool:
+        return auc - beyond < error * wider(beyond) + hit * wider(auc)
+
+    return _smallest(short, beyond, 1.0)
 
 
 # Parts

@@ -187,7 +187,9 @@ def gdp_estimate(
             if mu > best:
                 best, counted = mu, (cut, caught)
     epsilon = gaussian_epsilon(max(best, 0.0), delta)
-    return Bound(epsilon, *counted, "GDP Clopper-Pearson (Nasr et al. 2023)", rigorous=False)
+    return Bound(
+        epsilon, *counted, "Gaussian DP Clopper-Pearson (Nasr et al. 2023)", rigorous=False
+    )
 
 
 def t_estimate(

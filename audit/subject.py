@@ -22,7 +22,17 @@ from core.errors import CloisterError, SubjectError
 from core.messages import DpSgdTerms
 from core.model_folder import LoadedModel, load_model
 from core.parameters import to_arrays
-from core.run_record import RunRecord, read_record, read_terms
+from core.run_record import (
+    RECORD_FILE,
+    RUN_FILE,
+    TERMS_FILE,
+    Line,
+    RoundResult,
+    RunRecord,
+    beginning_of,
+    read_record,
+    read_terms,
+)
 from core.site_config import SiteConfig
 from privacy.dp_sgd import DpSgdPlan
 from privacy.ledger import Ledger
@@ -134,9 +144,10 @@ def open_subject(
 ) -> Subject:
     """Reads a run directory of ``simulate``, or one that a coordinator exported.
 
-    **Guarantees**: Returns only where the configuration is the one whose digest the run recorded,
-    the seed the one that was committed to, the model the one that the last round left, and every
-    ledger that lies here whole and signed.
+    **Guarantees**: Returns only where configuration, gates and privacy constants are those that the
+    first line of the record names, the seed the one that was committed to, the model the one that
+    the last round left, and every ledger that lies here whole and signed. That the record is what
+    was signed, ``read_log`` checks.
 
     Raises:
         SubjectError: It is not a run's directory, is not whole, or its parts do not belong
@@ -150,16 +161,15 @@ def open_subject(
             error.message, hint="name the folder that simulate or export wrote"
         ) from error
     header = record.header
-    config = parse_config(FederationConfig, header["config"], origin=str(folder))
-    if config_digest(config) != header["config_digest"]:
-        raise SubjectError(f"expected the configuration that the run in {folder} recorded")
-    seed = AuditSeed.of_folder(folder)
+    config = _config(folder, header)
+    _check_beginning(folder, record)
+    seed = AuditSeed.existing(folder)
     if seed.commitment != header["audit_commitment"]:
         raise SubjectError(
             f"expected the audit's seed that the run in {folder} committed to, got another",
             hint="a run directory is copied whole, with its audit.seed",
         )
-    rounds = record.rounds
+    rounds = _rounds(folder, record)
     if not rounds or rounds[-1]["server_round"] < config.federation.num_rounds:
         raise SubjectError(
             f"expected a run that has ended in {folder}, got one that has not",
@@ -178,6 +188,48 @@ def open_subject(
         device=device or torch.device("cpu"),
         packs=packs or {},
     )
+
+
+def _config(folder: Path, header: Line) -> FederationConfig:
+    try:
+        config = parse_config(FederationConfig, header["config"], origin=str(folder / RUN_FILE))
+    except CloisterError as error:
+        raise SubjectError(error.message, hint="another version may have made this run") from error
+    if config_digest(config) != header["config_digest"]:
+        raise SubjectError(
+            f"expected the configuration that the run in {folder} recorded, got another",
+            hint=f"restore {RUN_FILE}: what a run is held to is not changed after it",
+        )
+    return config
+
+
+def _rounds(folder: Path, record: RunRecord) -> list[Line]:
+    """The rounds that count, each of them whole: tests take what they need without asking."""
+    try:
+        rounds = record.rounds
+        for line in rounds:
+            RoundResult.from_line(line)
+    except (KeyError, TypeError, ValueError, AttributeError, CloisterError) as error:
+        raise SubjectError(
+            f"expected the rounds of a run in {folder / RECORD_FILE}, got other lines",
+            hint="restore the file: a record is not changed after the run",
+        ) from error
+    return rounds
+
+
+def _check_beginning(folder: Path, record: RunRecord) -> None:
+    """Else whoever has the folder could choose gates, held-out records and claims afterwards."""
+    if not record.beginning:
+        raise SubjectError(
+            f"expected a record in {folder} that begins with what the run is held to, got none",
+            hint="an older version made this run, and it cannot be audited: run it again",
+        )
+    if record.beginning != beginning_of(folder):
+        raise SubjectError(
+            f"expected {RUN_FILE} and {TERMS_FILE} in {folder} as the run began with them, "
+            "got others",
+            hint="restore the two files: what a run is held to is not changed after it",
+        )
 
 
 def _checked_model(folder: Path, blueprint: Blueprint, digest: str, run_id: str) -> LoadedModel:
@@ -257,7 +309,7 @@ def _open(section: DataSection, config: FederationConfig) -> RecordSource | None
 
 
 def _ledger(path: Path, site: str) -> tuple[Entry, ...] | None:
-    if not path.is_file():
+    if not path.exists():
         return None
     with Ledger.open(path, site=site) as ledger:
         return ledger.entries()

@@ -49,6 +49,8 @@ class SuiteOutcome:
     suite: Suite
     results: tuple[TestResult, ...]
     not_run: tuple[NotRun, ...]
+    cut: tuple[str, ...] = ()
+    """Tests among ``results`` that had no time or failed by name: they looked at nothing."""
 
 
 def all_tests() -> tuple[AuditTest, ...]:
@@ -87,32 +89,38 @@ def run_suite(
     chosen = [t for t in (all_tests() if tests is None else tests) if suite in t.card.suites]
     results: list[TestResult] = []
     not_run: list[NotRun] = []
+    cut: list[str] = []
     for number, test in enumerate(chosen, start=1):
         listener.begins(test, number, len(chosen))
         left = budget.left_seconds
         outcome = _run(test, subject, budget)
+        if outcome is None or isinstance(outcome, str):
+            cut.append(test.card.id)
+            outcome = _nothing(test, outcome)
         listener.ended(test, outcome, left - budget.left_seconds)
         if isinstance(outcome, NotRun):
             not_run.append(outcome)
         else:
             results.append(outcome)
-    return SuiteOutcome(suite, tuple(results), tuple(not_run))
+    return SuiteOutcome(suite, tuple(results), tuple(not_run), tuple(cut))
 
 
-def _run(test: AuditTest, subject: Subject, budget: Budget) -> TestResult | NotRun:
+def _run(test: AuditTest, subject: Subject, budget: Budget) -> TestResult | NotRun | str | None:
+    """What the test said; the text of the error that ended it; or nothing, where no time was."""
     if budget.spent:
-        return TestResult(
-            test=test.card.id,
-            verdict=Verdict.INCONCLUSIVE,
-            headline="There was no time left for this test.",
-            notes=("The time limit of the suite cut it; run it with a larger one.",),
-        )
+        return None
     try:
         return test.run(subject, budget)
     except CloisterError as error:
-        return TestResult(
-            test=test.card.id,
-            verdict=Verdict.INCONCLUSIVE,
-            headline="This test could not be carried out.",
-            notes=(str(error),),
-        )
+        return str(error)
+
+
+def _nothing(test: AuditTest, error: str | None) -> TestResult:
+    if error is None:
+        headline = "There was no time left for this test."
+        error = "The time limit of the suite cut it; run it with a larger one."
+    else:
+        headline = "This test could not be carried out."
+    return TestResult(
+        test=test.card.id, verdict=Verdict.INCONCLUSIVE, headline=headline, notes=(error,)
+    )

@@ -1,6 +1,7 @@
 """Models that the audit trains: by the very functions that trained the one under audit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from core.tasks.interface import Batch
 from core.train import TrainConfig
 from privacy.dp_sgd import DpSgdPlan, train_privately
 from privacy.random_source import RandomSource
+
+# Of one batch: 64 MiB in single precision, and a few times as much in what is computed from them.
+_MOST_LOGITS: Final = 2**24
 
 
 class DeviceData:
@@ -104,20 +108,23 @@ def train_model(
 @torch.no_grad()
 def logits_of(
     model: nn.Module, subject: Subject, records: RecordSource, *, batch_size: int = 64
-) -> list[tuple[torch.Tensor, Batch]]:
+) -> Iterator[tuple[torch.Tensor, Batch]]:
     """The model's output for all records, batch by batch, on the CPU.
 
-    Returns:
+    Only one batch is held at a time, and of a large vocabulary a small one.
+
+    Yields:
         For each batch its logits, (B, K) or (B, T, V), and the batch itself.
     """
     data = DeviceData(records, subject)
     model.eval()
-    found = []
+    if subject.config.task.kind == "causal-lm":
+        shape = subject.blueprint.config
+        batch_size = min(batch_size, max(1, _MOST_LOGITS // (shape.vocab_size * shape.max_seq_len)))
     for start in range(0, len(data), batch_size):
         batch = data.fetch(range(start, min(start + batch_size, len(data))))
         logits = model(batch.tokens, batch.attention_mask)
-        found.append((logits.float().cpu(), batch.to(torch.device("cpu"))))
-    return found
+        yield logits.float().cpu(), batch.to(torch.device("cpu"))
 
 
 def losses_of(model: nn.Module, subject: Subject, records: RecordSource) -> npt.NDArray[np.float64]:

@@ -1,13 +1,15 @@
 """`cloister audit`: the arguments of the audit's commands."""
 
 import argparse
+import math
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cli.arguments import add_verbose
 
 Commands = Any  # argparse gives the type of its subparsers no public name
+_MAX_STATEMENT: Final = 4000  # what the report has room for
 
 
 def add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -46,28 +48,43 @@ def _add_run(tools: Commands) -> None:
         "--auditor",
         type=Path,
         metavar="DIR",
-        help="the auditor's folder, made by `audit key` (default: RUN/auditor, made if missing)",
+        help="the auditor's folder, made by `audit key` (default: RUN/auditor, made if missing, "
+        "which names nobody)",
     )
     run.add_argument(
-        "--purpose", default="", metavar="TEXT", help="what the model is for, for the report"
+        "--purpose",
+        type=_statement,
+        default="",
+        metavar="TEXT",
+        help="what the model is for, for the report",
     )
     run.add_argument(
         "--legal-basis",
+        type=_statement,
         default="",
         metavar="TEXT",
         help="on what basis the records were used, for the report",
     )
-    run.add_argument("--time-limit", type=float, metavar="SECONDS", help="for all tests together")
+    run.add_argument(
+        "--time-limit",
+        type=_seconds,
+        metavar="SECONDS",
+        help="for all tests together; what it cuts is reported as INCONCLUSIVE (default: 300, "
+        "900 or 3600, by suite)",
+    )
     run.add_argument(
         "--pack",
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="an optional pack of texts: crows-pairs, winogender, winobias, toxicity-templates; "
-        "may be repeated",
+        help="an optional pack of texts for --suite full: crows-pairs, winogender, winobias, "
+        "toxicity-templates; may be repeated",
     )
     run.add_argument(
-        "--previous", type=Path, metavar="DIR", help="an earlier audit, to say what changed"
+        "--previous",
+        type=Path,
+        metavar="DIR",
+        help="an earlier audit, of this run or another, to say what changed",
     )
     run.add_argument("--json", action="store_true", help="print the report as JSON")
     _set_run(run, "cli.audit_run", "run_audit")
@@ -84,9 +101,10 @@ def _add_verify(tools: Commands) -> None:
     verify.add_argument(
         "--trust",
         action="append",
-        default=[],
+        required=True,
         metavar="FILE|KEY",
-        help="an auditor whom you trust: the auditor.json that he gave you, or his public key",
+        help="an auditor whom you trust: the auditor.json that you were given, or the public key; "
+        "may be repeated",
     )
     verify.add_argument("--json", action="store_true", help="print JSON")
     _set_run(verify, "cli.audit_verify", "run_verify")
@@ -116,6 +134,23 @@ def _add_key(tools: Commands) -> None:
     key.add_argument("--role", required=True, help="such as data-protection officer")
     key.add_argument("--days", type=int, default=730, help="how long it is valid (default: 730)")
     _set_run(key, "cli.audit_verify", "run_key")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:  # nothing compares with NaN
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!a}")
+    return seconds
+
+
+def _statement(text: str) -> str:
+    # Bytes of the command line that are no UTF-8 arrive as lone surrogates.
+    if len(text) > _MAX_STATEMENT or any("\ud800" <= char <= "\udfff" for char in text):
+        raise argparse.ArgumentTypeError(f"expected UTF-8 of at most {_MAX_STATEMENT} characters")
+    return text
 
 
 def _set_run(tool: argparse.ArgumentParser, module: str, function: str) -> None:

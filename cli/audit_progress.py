@@ -47,4 +47,6 @@ class AuditProgress:
         """Leaves a line of what it found."""
         verdict = "not run" if isinstance(outcome, NotRun) else str(outcome.verdict)
         self._bar.advance(self._task)
+        if self._bar.disable:
+            return
         self._bar.print(f"{test.card.id:4} {verdict:12} {test.card.title} ({seconds:.1f} s)")

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Mapping
 
 from audit.attestation.run_log import cosign_all
+from audit.federated_counts import shape_of
 from audit.subject import Subject
 from cli.simulated_sites import SimulatedFederation, chosen_members, open_sites, simulation_of
 from client.app import build_client_app
@@ -11,10 +12,12 @@ from client.site import Site, Workshop
 from coordinator.audit_exchange import gather, write_counts
 from coordinator.grids.in_process import InProcessGrid
 from coordinator.planning import training_device
+from coordinator.run_directory import held_folder
 from core.audit_messages import AUDIT_FILE, audit_order
 from core.blueprint import training_terms
+from core.data.records import iterate
 from core.digests import arrays_digest
-from core.errors import RunError
+from core.errors import DataError, RunError
 from core.parameters import to_arrays
 from core.run_record import RUN_FILE
 from privacy.ledger import Ledger
@@ -33,21 +36,44 @@ def ask_simulated_sites(subject: Subject, *, counts: bool) -> bool:
         Whether anybody was asked; ledgers may have grown.
 
     Raises:
-        RunError: No site answers.
+        DataError: A site's records lack a column of groups.
+        RunError: No site answers, or another command works on the run.
         CloisterError: A site's ledger or the log is not what it was.
     """
     present = {name for name, site in subject.with_records.items() if site.ledger is not None}
     if subject.config.simulation is None or not present:
         return False
-    sites = _sites(subject, present)
-    if counts and not (subject.folder / AUDIT_FILE).exists():
-        _count(subject, sites)
+    hint = "wait for the other command: two audits at once would pay for the counts twice"
+    with held_folder(subject.folder, hint=hint):
+        sites = _sites(subject, present)
+        if counts and not (subject.folder / AUDIT_FILE).exists():
+            _check_columns(subject)
+            _count(subject, sites)
+        _sign(subject, sites)
+    return True
+
+
+def _sign(subject: Subject, sites: Mapping[str, Site]) -> None:
     with contextlib.ExitStack() as stack:
         ledgers: dict[str, Ledger] = {}
         for name, site in sites.items():
             ledgers[name] = stack.enter_context(site.open_ledger())
         cosign_all(subject.folder, ledgers)
-    return True
+
+
+def _check_columns(subject: Subject) -> None:
+    """Before anything is debited: a record without its group is counted in no group."""
+    wanted = {attribute for attribute, _ in shape_of(subject).attributes}
+    for name, site in subject.with_records.items():
+        # Every record of a site has the same columns.
+        first = next(iterate(site.members), None)
+        missing = wanted - first.groups.keys() if first else None
+        if missing:
+            raise DataError(
+                f"expected columns of groups {', '.join(sorted(missing))} at site {name}, got none",
+                hint="audit.attributes names them: name the site's columns under [data.columns] "
+                "groups",
+            )
 
 
 def _sites(subject: Subject, present: set[str]) -> Mapping[str, Site]:

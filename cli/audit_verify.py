@@ -53,7 +53,7 @@ def run_verify(options: argparse.Namespace) -> int:
         f"verdict {report.conclusion.verdict}; "
         f"the model is {'released' if report.released else 'NOT RELEASED'}",
     ):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

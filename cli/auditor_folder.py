@@ -1,11 +1,12 @@
 """An auditor's folder: the key that signs reports, and the document that says whose it is."""
 
+import contextlib
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from audit.attestation.auditor import Auditor
-from core.errors import MessageError, SignerError
+from audit.attestation.auditor import Auditor, check_signer
+from core.errors import MessageError, SignerError, SiteKeyError
 from core.messages import decode, encode
 from privacy.identities.clock import utc_now, write_timestamp
 from privacy.signing import SiteKey, write_private_file
@@ -38,17 +39,37 @@ def make_auditor(folder: Path, name: str, role: str, days: int) -> Auditor:
         raise SignerError(
             "expected a name and a role of one line each and a number of days from 1, got others"
         ) from error
-    folder.mkdir(parents=True, exist_ok=True)
-    write_private_file(folder / KEY_FILE, key.private_pem())
-    (folder / AUDITOR_FILE).write_bytes(encode(auditor))
+    _write(folder, key, auditor)
     return auditor
+
+
+def _write(folder: Path, key: SiteKey, auditor: Auditor) -> None:
+    """Both files or none."""
+    document = folder / AUDITOR_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SiteKeyError(f"cannot make {folder}: {error.strerror}") from error
+    write_private_file(folder / KEY_FILE, key.private_pem())
+    try:
+        document.write_bytes(encode(auditor))
+    except OSError as error:
+        (folder / KEY_FILE).unlink()
+        with contextlib.suppress(OSError):
+            document.unlink()
+        raise SiteKeyError(f"cannot write {document}: {error.strerror}") from error
 
 
 def open_auditor(folder: Path | None, run: Path) -> tuple[Auditor, SiteKey]:
     """The auditor of a folder, or the run's own unnamed one, made where there is none.
 
+    Args:
+        folder: The auditor's; ``None`` for the run's own.
+        run: The run's folder, which is known to be one.
+
     Raises:
-        SignerError: The folder has no document of an auditor, or one of another key.
+        SignerError: The folder has no document of an auditor, one of another key, or one of a key
+            that is not valid today.
         SiteKeyError: The key cannot be used.
     """
     chosen = run / _IN_RUN if folder is None else folder
@@ -60,6 +81,7 @@ def open_auditor(folder: Path | None, run: Path) -> tuple[Auditor, SiteKey]:
         raise SignerError(
             f"expected the key of {auditor.name!a} in {chosen / KEY_FILE}, got another"
         )
+    check_signer(auditor, (key.public_hex,), utc_now())
     return auditor, key
 
 

@@ -141,11 +141,16 @@ def open_sites(
         parts = {file.site.name: open_source(file.data, labels=labels) for file in chosen}
         policies = {file.site.name: file.policy for file in chosen}
         ledgers = {file.site.name: file.ledger.path for file in chosen}
-    fraction, seed = config.audit.holdout_fraction, AuditSeed.of_folder(folder)
+    held_out = config.audit.holdout_fraction
+    seed = AuditSeed.of_folder(folder) if held_out else None
     sites = {
         member.name: _site(
             member,
-            hold_out(parts[member.name], fraction, seed.key(f"hold-out/{member.name}")),
+            hold_out(
+                parts[member.name],
+                held_out,
+                b"" if seed is None else seed.key(f"hold-out/{member.name}"),
+            ),
             blueprint,
             _approve(policies[member.name], simulation, terms),
             folder / "sites" / member.name / ledgers[member.name],

@@ -71,6 +71,8 @@ class Installation:
         """
         source = open_source(self.config.data, labels=self.federation.task.labels)
         fraction = self.federation.audit.holdout_fraction
+        if fraction == 0.0:
+            return hold_out(source, fraction, b"")
         seed = AuditSeed.of_folder(self.ledger_path.parent)
         return hold_out(source, fraction, seed.key(f"hold-out/{self.config.site.name}"))
 

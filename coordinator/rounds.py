@@ -37,7 +37,14 @@ from core.config_sections import MemberSection
 from core.digests import arrays_digest
 from core.errors import QuorumError, RunError
 from core.messages import DpSgdTerms, TrainingTerms, TrainReply
-from core.run_record import Metrics, RejectedReply, RoundResult, SiteRefusal
+from core.run_record import (
+    BEGUN,
+    Metrics,
+    RejectedReply,
+    RoundResult,
+    SiteRefusal,
+    beginning_of,
+)
 from core.update_codec import reply_manifest
 from core.wire.documents import SignedRoster
 
@@ -151,12 +158,14 @@ class _RoundLoop:
 
     def _begin(self) -> RunState:
         run, initial = self._run, self._plan.initial_arrays
+        if not run.record.lines:
+            run.append(BEGUN, sync=False, **beginning_of(run.folder))
         state = restore_state(run.checkpoints, run.run_id, initial, seal=run.seal)
         if state is None:
             result = RoundResult(0, 0, (), {}, (), (), arrays_digest(initial), 0.0)
             state = RunState(initial, {}, {}, result)
             save_state(run.checkpoints, run.run_id, state, seal=run.seal)
-        if run.record.lines:
+        if any(line["kind"] != BEGUN for line in run.record.lines):
             run.append("resumed", server_round=state.server_round, versions=versions())
         recorded = {line["server_round"] for line in run.record.rounds}
         if state.server_round not in recorded:

@@ -48,6 +48,28 @@ _LOCK_FILE: Final = "run.lock"
 _VERSIONS_OF: Final = ("cloister", "flwr", "numpy", "opacus", "torch")
 
 
+@contextlib.contextmanager
+def held_folder(folder: Path, *, hint: str) -> Iterator[None]:
+    """Holds a run's folder, made where it is missing, against every other process.
+
+    Raises:
+        RunError: Another process holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK_FILE).open("wb")
+    except OSError as error:
+        raise RunError(f"cannot write the run directory {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"expected {folder} to be free, got one that another process writes to", hint=hint
+            ) from error
+        yield
+
+
 class RunDirectory:
     """A run directory that this process, and no other, writes to."""
 
@@ -90,19 +112,7 @@ class RunDirectory:
                 directory cannot be written.
             LogTamperedError: The record is shorter than was signed, or another.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = (folder / _LOCK_FILE).open("wb")
-        except OSError as error:
-            raise RunError(f"cannot write the run directory {folder}: {error.strerror}") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(
-                    f"expected {folder} to be free, got one that another process writes to",
-                    hint="wait for it, or choose another --output",
-                ) from error
+        with held_folder(folder, hint="wait for it, or choose another --output"):
             yield cls._open_locked(folder, config, task_digest, run_id, seal)
 
     @classmethod

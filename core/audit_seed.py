@@ -44,9 +44,25 @@ class AuditSeed:
             folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 _write(path, secrets.token_hex(32))
-            text = path.read_text("ascii")
-        except (OSError, UnicodeDecodeError) as error:
-            raise AuditError(f"cannot keep the audit's seed in {path}: {error}") from error
+        except OSError as error:
+            raise AuditError(f"cannot keep the audit's seed in {path}: {error.strerror}") from error
+        return cls.existing(folder)
+
+    @classmethod
+    def existing(cls, folder: Path) -> "AuditSeed":
+        """The seed in the folder of a run that has begun; never drawn anew.
+
+        Raises:
+            AuditError: The file is missing, cannot be read, or holds something else.
+        """
+        path = folder / SEED_FILE
+        try:
+            text = path.read_bytes().decode("ascii", errors="replace")
+        except OSError as error:
+            raise AuditError(
+                f"expected the audit's seed in {path}, got: {error.strerror}",
+                hint="a run directory is copied whole, with its audit.seed",
+            ) from error
         if not _SEED.fullmatch(text):
             raise AuditError(
                 f"expected the audit's seed in {path}, got something else",

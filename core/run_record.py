@@ -1,8 +1,8 @@
 """What a run directory says: the events of a run and the rounds that count.
 
-Kinds of lines: ``attempt`` (before sites are asked), ``short`` (an attempt brought too few usable
-replies), ``round`` (after the round's checkpoint), ``resumed`` (rounds after its ``server_round``
-no longer count) and ``stopped``.
+Kinds of lines: ``begun`` (the first: what the run is held to), ``attempt`` (before sites are
+asked), ``short`` (an attempt brought too few usable replies), ``round`` (after the round's
+checkpoint), ``resumed`` (rounds after its ``server_round`` no longer count) and ``stopped``.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from core.aggregation_messages import Transcript
+from core.digests import json_digest
 from core.errors import RunError
 from core.messages import DpSgdTerms, LedgerHead, SpentBudget
 
@@ -21,6 +22,7 @@ RUN_FILE: Final = "run.json"
 RECORD_FILE: Final = "record.jsonl"
 TERMS_FILE: Final = "terms.json"
 SUMMARY_FILE: Final = "summary.json"
+BEGUN: Final = "begun"
 
 Line = Mapping[str, Any]
 Metrics = Mapping[str, float | Sequence[Sequence[int]]]
@@ -126,6 +128,14 @@ class RunRecord:
         return [counted[server_round] for server_round in sorted(counted)]
 
     @property
+    def beginning(self) -> Line:
+        """What the ``begun`` line says; empty where the record does not start with one."""
+        first = self.lines[0] if self.lines else {"kind": ""}
+        if first["kind"] != BEGUN:
+            return {}
+        return {name: item for name, item in first.items() if name != "kind"}
+
+    @property
     def unfinished(self) -> list[Line]:
         """The ``short`` lines of the round after the last one that counts."""
         last = max((line["server_round"] for line in self.rounds), default=0)
@@ -195,6 +205,30 @@ def read_terms(folder: Path) -> SiteTerms:
         return {site: item and DpSgdTerms(**item) for site, item in document.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"expected the privacy constants in {path}, got others") from error
+
+
+def beginning_of(folder: Path) -> dict[str, Any]:
+    """What the record's first line says, so that whoever signs the record signs it too.
+
+    **Guarantees**: Neither ``run.json`` nor ``terms.json`` can change without changing it.
+
+    Raises:
+        RunError: One of the two is missing or damaged.
+    """
+    header, path = read_header(folder / RUN_FILE), folder / TERMS_FILE
+    try:
+        terms = json.loads(path.read_bytes())
+        gates = header["config"]["audit"]["gates"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"expected a run's configuration and terms in {folder}") from error
+    return {
+        "header_digest": json_digest(header),
+        "terms_digest": json_digest(terms),
+        "config_digest": header["config_digest"],
+        "task_digest": header["task_digest"],
+        "audit_commitment": header["audit_commitment"],
+        "gates": gates,
+    }
 
 
 def read_lines(path: Path) -> tuple[list[Line], int]:

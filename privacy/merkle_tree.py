@@ -131,8 +131,9 @@ def verify_inclusion(
 ) -> None:
     """Checks that a leaf is at a place of a tree.
 
-    **Guarantees**: Returns only where ``root`` is of a tree of ``size`` leaves whose leaf
-    ``index`` has this hash, or SHA-256 has a collision.
+    **Guarantees**: If ``root`` is of a tree of ``size`` leaves, returns only where its leaf
+    ``index`` has this hash, or SHA-256 has a collision. That ``root`` is of as many leaves, no
+    path shows: who signs the two together can lie, until someone has all lines.
 
     Args:
         leaf: The leaf's hash.
@@ -169,8 +170,8 @@ def verify_consistency(
 ) -> None:
     """Checks that a tree continues an older one.
 
-    **Guarantees**: Returns only where ``root`` is of a tree of ``size`` leaves, the first ``old``
-    of which have the root ``old_root``, or SHA-256 has a collision.
+    **Guarantees**: If ``root`` is of a tree of ``size`` leaves, returns only where the first
+    ``old`` of them have the root ``old_root``, or SHA-256 has a collision.
 
     Args:
         old: The older tree's leaves; 0 for none, which every tree continues.

@@ -180,6 +180,9 @@ def read_private_file(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise SiteKeyError(f"expected a key file at {path}, got: {error.strerror}") from error
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise SiteKeyError(f"expected a key file at {path}, got a folder")
     with open(descriptor, "rb") as file:
         _check_private(path, os.fstat(file.fileno()))
         data = file.read(_MAX_PRIVATE_FILE_BYTES + 1)

@@ -35,13 +35,6 @@ def statement_of(report: Report, report_json: bytes, model: ModelFacts) -> dict[
         report_json: Its file, byte for byte.
         model: The model that it is about.
     """
-    tests = {record.result.test: record.result.verdict for record in report.tests}
-    passed = {True: Verdict.PASS, False: Verdict.FAIL}
-    tests |= {f"gate/{gate.name}": passed[gate.passed] for gate in report.gates}
-    named = {
-        verdict: sorted(test for test, found in tests.items() if found is verdict)
-        for verdict in Verdict
-    }
     weights = {"cloisterArraysSha256": report.identity.model_digest}
     return {
         "_type": STATEMENT_TYPE,
@@ -50,16 +43,28 @@ def statement_of(report: Report, report_json: bytes, model: ModelFacts) -> dict[
             {"name": "weights", "digest": weights},
         ],
         "predicateType": PREDICATE_TYPE,
-        "predicate": {
-            "result": _RESULTS[report.conclusion.verdict],
-            "configuration": [
-                {"name": "report.json", "digest": {"sha256": sha256_hex(report_json)}},
-                {"name": "federation", "digest": {"sha256": report.identity.config_digest}},
-            ],
-            "passedTests": named[Verdict.PASS],
-            "warnedTests": named[Verdict.INCONCLUSIVE],
-            "failedTests": named[Verdict.FAIL],
-        },
+        "predicate": predicate_of(report, report_json),
+    }
+
+
+def predicate_of(report: Report, report_json: bytes) -> dict[str, Any]:
+    """What a statement says of the tests and gates of a report."""
+    tests = {record.result.test: record.result.verdict for record in report.tests}
+    passed = {True: Verdict.PASS, False: Verdict.FAIL}
+    tests |= {f"gate/{gate.name}": passed[gate.passed] for gate in report.gates}
+    named = {
+        verdict: sorted(test for test, found in tests.items() if found is verdict)
+        for verdict in Verdict
+    }
+    return {
+        "result": _RESULTS[report.conclusion.verdict],
+        "configuration": [
+            {"name": "report.json", "digest": {"sha256": sha256_hex(report_json)}},
+            {"name": "federation", "digest": {"sha256": report.identity.config_digest}},
+        ],
+        "passedTests": named[Verdict.PASS],
+        "warnedTests": named[Verdict.INCONCLUSIVE],
+        "failedTests": named[Verdict.FAIL],
     }
 
 

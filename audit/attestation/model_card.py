@@ -102,7 +102,7 @@ def _training(report: Report, model: ModelFacts) -> Iterator[str]:
     yield "|---|---|---|"
     for site in privacy.sites:
         epsilon = "unbounded" if site.epsilon is None else number(site.epsilon)
-        yield f"| {site.site} | {epsilon} | {site.delta:g} |"
+        yield f"| {site.site} | {epsilon} | {number(site.delta)} |"
 
 
 def _evaluation(report: Report) -> Iterator[str]:

@@ -5,6 +5,7 @@ log.checkpoint  how far the coordinator signed them
 log.signed      what the sites signed
 """
 
+import contextlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,8 @@ def keep_signed_log(folder: Path, log: SignedLog) -> None:
         temporary.write_bytes(encode(log))
         temporary.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise AttestationError(f"cannot write {path}: {error.strerror}") from error
 
 

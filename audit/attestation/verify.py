@@ -5,6 +5,8 @@
 3. The receipt, the statement and the log: signatures, and that all are of this report and model.
 4. The log: its lines, its checkpoint, the sites' signatures, their ledgers, and that the model is
    what the last round left.
+5. The gates: those that the log's first line names, and none passed but by the report's results.
+6. What people read: drawn from the report, where the version that drew it is the one installed.
 """
 
 import json
@@ -25,6 +27,13 @@ from audit.attestation.bundle import (
     STATEMENT_FILE,
     Manifest,
     parse_manifest,
+)
+from audit.attestation.consistency import (
+    check_beginning,
+    check_conclusion,
+    check_forms,
+    check_receipt,
+    check_statement,
 )
 from audit.attestation.dsse import open_statement
 from audit.attestation.receipt import Receipt, parse_receipt
@@ -65,8 +74,10 @@ def verify_audit(
 
     **Guarantees**: Returns only where every file is, byte for byte, what the auditor signed; that
     auditor's key is trusted and valid both now and when the report was issued; the log is whole,
-    unforked and signed by its key and, where there are cosignatures, by the sites; and the model
-    is the one that the log's last round left. Reads nothing outside the folder.
+    unforked and signed by its key and, where there are cosignatures, by the sites; the model is the
+    one that the log's last round left, the configuration, seed and gates those that its first line
+    names; and receipt, statement, verdict and gates follow from the report's results. Reads nothing
+    outside the folder. Whether the results are true is the auditor's word.
 
     Args:
         folder: What ``audit run`` wrote.
@@ -94,9 +105,10 @@ def verify_audit(
     check_signer(auditor, trusted, read_timestamp(report.issued))
     verify_report(report)
     receipt = parse_receipt(files[RECEIPT_FILE])
-    _check_receipt(receipt, report, sha256_hex(files[REPORT_FILE]))
+    check_receipt(receipt, report, sha256_hex(files[REPORT_FILE]))
     statement = open_statement(files[STATEMENT_FILE], auditor.public_key)
-    _check_statement(statement, report, sha256_hex(files[REPORT_FILE]))
+    check_statement(statement, report, files[REPORT_FILE])
+    check_conclusion(report)
     log = parse_signed_log(files[SIGNED_LOG])
     if log != receipt.log:
         raise LogTamperedError("expected the signed log that the receipt names, got another")
@@ -104,6 +116,8 @@ def verify_audit(
     verify_log(log, lines, report.identity.run_id)
     _check_sites(receipt, log, lines, site_keys or {})
     _check_model(report, lines)
+    check_beginning(report, lines)
+    check_forms(report, files)
     return VerifiedAudit(
         report=report,
         receipt=receipt,
@@ -149,48 +163,6 @@ def _read(path: Path) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise AttestationError(f"expected {path.name} of at most {MAX_FILE_BYTES} bytes, got more")
     return data
-
-
-def _check_receipt(receipt: Receipt, report: Report, digest: str) -> None:
-    identity = report.identity
-    for name, expected, found in (
-        ("report", digest, receipt.report_digest),
-        ("auditor", report.auditor, receipt.auditor),
-        ("time", report.issued, receipt.issued),
-        ("run", identity.run_id, receipt.run_id),
-        ("federation", identity.federation, receipt.federation),
-        ("model", identity.model_digest, receipt.model_digest),
-        ("gates", report.gates, receipt.gates),
-        ("sites", _spent(report), _receipted(receipt)),
-    ):
-        if expected != found:
-            raise AttestationError(f"expected the receipt's {name} as in the report, got another")
-
-
-def _spent(report: Report) -> set[tuple[str, float | None, float]]:
-    return {(site.site, site.epsilon, site.delta) for site in report.privacy.sites}
-
-
-def _receipted(receipt: Receipt) -> set[tuple[str, float | None, float]]:
-    return {(site.site, site.epsilon, site.delta) for site in receipt.sites}
-
-
-def _check_statement(statement: Mapping[str, Any], report: Report, digest: str) -> None:
-    try:
-        configuration = {
-            item["name"]: item["digest"] for item in statement["predicate"]["configuration"]
-        }
-        weights = [
-            item["digest"]["cloisterArraysSha256"]
-            for item in statement["subject"]
-            if item["name"] == "weights"
-        ]
-    except (KeyError, TypeError) as error:
-        raise AttestationError("expected a statement about a report and its model") from error
-    if configuration.get("report.json") != {"sha256": digest}:
-        raise AttestationError("expected a statement about this report, got one about another")
-    if weights != [report.identity.model_digest]:
-        raise AttestationError("expected a statement about the report's model, got another's")
 
 
 def _check_sites(

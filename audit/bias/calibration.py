@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from audit.bias.rates import MIN_CELL
 from audit.bias.tallies import ScoredSite
+from audit.score_checks import checked_scores
 from audit.verdicts import Cell, Table
 from core.record_counts import Attributes
 
@@ -18,9 +19,14 @@ _BINS: Final = 10
 def calibration_error(confidence: FloatArray, right: npt.NDArray[np.bool_]) -> float:
     """Expected calibration error over ten bins of equal width.
 
+    Raises:
+        ScoreError: A confidence is not a number, or there is none.
+
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 3.
     """
-    bins = np.minimum((confidence * _BINS).astype(np.int64), _BINS - 1)
+    bins = np.minimum(
+        (checked_scores(confidence, "confidences") * _BINS).astype(np.int64), _BINS - 1
+    )
     sizes = np.bincount(bins, minlength=_BINS)
     gap = np.bincount(bins, confidence - right, _BINS)
     return float(np.abs(gap).sum() / sizes.sum())

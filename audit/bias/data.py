@@ -71,7 +71,7 @@ def judge_data(counts: FederatedCounts, subject: Subject) -> TestResult:
     return TestResult(
         test=Data.card.id,
         verdict=verdict,
-        headline=_headline(findings, rare, tolerance),
+        headline=_headline(findings, verdict, rare, tolerance),
         measures=_measures(findings, tolerance),
         smallest_effect=findings.smallest_effect,
         p_value=findings.p_value,
@@ -144,21 +144,34 @@ def _measures(findings: Findings, tolerance: float) -> tuple[Measure, ...]:
     )
 
 
-def _headline(findings: Findings, rare: Sequence[str], tolerance: float) -> str:
+def _headline(findings: Findings, verdict: Verdict, rare: Sequence[str], tolerance: float) -> str:
     beyond = findings.beyond(tolerance)
+    points = f"{100 * tolerance:.0f} points"
     if beyond:
         gap = beyond[0]
         return (
             f"The data itself differ: the {gap.metric} is {100 * gap.size:.1f} points lower for "
             f"{gap.worse} than for {gap.better} ({gap.tally}), surely by more than the "
-            f"{100 * tolerance:.0f} points that are tolerated."
+            f"{points} that are tolerated."
+        )
+    largest = max(findings.gaps, key=lambda gap: gap.size, default=None)
+    if largest is None:
+        return "No two groups have enough records for their labels to be compared."
+    if verdict is Verdict.PASS:
+        return (
+            "No group is missing at any site, and no label is surely rarer in one group by more "
+            f"than the {points} that are tolerated."
+        )
+    few = f"; too rare at some site to be judged there: {', '.join(rare[:5])}" if rare else ""
+    if largest.size > tolerance:
+        return (
+            f"Whether labels differ by more than is tolerated remains open: the {largest.metric} "
+            f"is {100 * largest.size:.1f} points lower for {largest.worse} than for "
+            f"{largest.better} ({largest.tally}), but not surely by more than {points}{few}."
         )
     if rare:
         return f"Some groups are too rare at some site to be judged there: {', '.join(rare[:5])}."
-    return (
-        "No group is missing at any site, and no label is surely rarer in one group by more than "
-        f"the {100 * tolerance:.0f} points that are tolerated."
-    )
+    return f"There are too few records to rule out labels that differ by more than {points}."
 
 
 def _figures(tallies: Sequence[Tally], metrics: Sequence[Metric]) -> tuple[Figure, ...]:

@@ -74,6 +74,11 @@ class Findings:
         found = [gap for gap in self.gaps if gap.metric == metric and " x " not in gap.tally]
         return max(found, key=lambda gap: gap.size, default=None)
 
+    def surest(self, metric: str) -> Gap | None:
+        """The one of them whose lower limit is the largest: what limits are held against."""
+        found = [gap for gap in self.gaps if gap.metric == metric and " x " not in gap.tally]
+        return max(found, key=lambda gap: (gap.interval.low, gap.size), default=None)
+
     def verdict(self, tolerance: float, main: Sequence[str]) -> Verdict:
         """By the rule of this module; ``main`` are the metrics that a PASS speaks of."""
         if self.beyond(tolerance):

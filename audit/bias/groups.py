@@ -121,13 +121,14 @@ def compare_groups(
 
 
 def _measures(findings: Findings, tolerance: float) -> tuple[Measure, ...]:
-    largest = findings.largest("accuracy")
+    surest = findings.surest("accuracy")
+    between = "" if surest is None else f": {surest.worse} against {surest.better}"
     return (
         Measure(
             name="accuracy-gap",
-            label="largest gap in accuracy between groups of an attribute",
-            value=None if largest is None else largest.size,
-            interval=None if largest is None else largest.interval,
+            label=f"surest gap in accuracy between groups of an attribute{between}",
+            value=None if surest is None else surest.size,
+            interval=None if surest is None else surest.interval,
             limit=tolerance,
         ),
     )

@@ -36,6 +36,10 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 _TEMPERATURES: Final = np.geomspace(0.25, 8.0, 61)
 _SMALLEST: Final = 1e-12
+# What a remedy may cost and still be named: a gap also closes where a group is levelled down.
+GROUP_LOSS: Final = 0.05
+ACCURACY_LOSS: Final = 0.02
+_RELEASED: Final = "as released"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,40 @@ class Unseen:
     groups: npt.NDArray[np.str_]
     fitting: BoolArray
     """Whether a remedy may be fitted to it; else it is shown on it."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a remedy did to one gap, on records that it was not fitted to."""
+
+    remedy: str
+    gap_of: str
+    gap: tuple[float, float]
+    """Before and after."""
+    accuracy: tuple[float, float]
+    loser: str
+    """The group's rate that fell most, or rose least."""
+    loss: tuple[float, float]
+    """That rate, before and after."""
+
+    @property
+    def gain(self) -> float:
+        """By how much the gap is narrower."""
+        return self.gap[0] - self.gap[1]
+
+    @property
+    def harms(self) -> bool:
+        """Whether a group, or all together, lose more than a little."""
+        lost, whole = self.loss[0] - self.loss[1], self.accuracy[0] - self.accuracy[1]
+        return lost > GROUP_LOSS or whole > ACCURACY_LOSS
+
+    @property
+    def cost(self) -> str:
+        """In words."""
+        return (
+            f"overall accuracy goes from {self.accuracy[0]:.3f} to {self.accuracy[1]:.3f}, and "
+            f"{self.loser}, which fares worst by it, from {self.loss[0]:.3f} to {self.loss[1]:.3f}"
+        )
 
 
 class Mitigation:
@@ -86,7 +124,7 @@ class Mitigation:
             known = np.isin(groups, values)
             unseen = Unseen(probabilities[known], labels[known], groups[known], fitting[known])
             tables += remedies(unseen, name, subject.config.task.labels)
-        return _result(tables)
+        return judge_remedies(tables)
 
 
 def _halves(records: Sequence[Record], subject: Subject) -> BoolArray:
@@ -134,24 +172,31 @@ def _decision_table(
     show = ~unseen.fitting
     before = (unseen.probabilities.argmax(axis=1) == label).astype(np.int64)
     decisions = {
-        "as released": before[show],
+        _RELEASED: before[show],
         "threshold by group": _thresholds(unseen, score, truth),
         "reweighting": _reweighted(unseen, score, truth),
     }
     rows: list[tuple[Cell, ...]] = []
     for remedy, decided in decisions.items():
         rates = [_tpr(truth[show], decided, unseen.groups[show] == name) for name in names]
-        accuracy = float((decided == truth[show]).mean())
+        right = decided == truth[show]
+        accuracy = float(right.mean())
         known = [rate for rate in rates if rate is not None]
         gap = round(max(known) - min(known), 6) if len(known) == len(names) else None
-        shown = (None if rate is None else round(rate, 6) for rate in rates)
-        rows.append((remedy, round(accuracy, 6), gap, *shown))
+        shown = [None if rate is None else round(rate, 6) for rate in rates]
+        own = [round(float(right[unseen.groups[show] == name].mean()), 6) for name in names]
+        rows.append((remedy, round(accuracy, 6), gap, *shown, *own))
     return Table(
         title=f"{word} against the rest, by {attribute}",
-        columns=("remedy", "accuracy", "gap in TPR", *(f"TPR {name}" for name in names)),
+        columns=(
+            *("remedy", "accuracy", "gap in TPR"),
+            *(f"TPR {name}" for name in names),
+            *(f"accuracy {name}" for name in names),
+        ),
         rows=tuple(rows),
         note="fairlearn's ThresholdOptimizer and ExponentiatedGradient, for equal TPR; fitted to "
-        "one half of the unseen persons, shown on the other.",
+        "one half of the unseen persons, shown on the other. Accuracy is that of this label "
+        "against the rest.",
     )
 
 
@@ -252,42 +297,96 @@ def _error(logs: FloatArray, labels: IntArray) -> float:
     return calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
 
 
-def _result(tables: Sequence[Table]) -> TestResult:
-    decisions = [table for table in tables if table.columns[0] == "remedy"]
-    measures = []
-    best = None
-    for table in decisions:
-        known = {str(row[0]): float(row[2]) for row in table.rows if row[2] is not None}
-        if "as released" not in known:
+def trials_of(table: Table) -> list[Trial]:
+    """What each remedy of a table did; nothing where a rate is missing."""
+    released = next(row for row in table.rows if row[0] == _RELEASED)
+    found = []
+    for row in table.rows:
+        if row is released or None in (*row, *released):
             continue
-        remedy = min(known, key=known.__getitem__)
-        gain = known["as released"] - known[remedy]
-        if best is None or gain > best[0]:
-            best = (gain, remedy, table.title)
-    if best is not None:
-        measures.append(
-            Measure(
-                name="gap-removed",
-                label=f"gap in TPR that the best remedy removes ({best[1]}: {best[2]})",
-                value=best[0],
+        before, after = (np.asarray(which[1:], dtype=np.float64) for which in (released, row))
+        worst = 2 + int((before[2:] - after[2:]).argmax())
+        changes = list(zip(before.tolist(), after.tolist(), strict=True))
+        found.append(
+            Trial(
+                remedy=str(row[0]),
+                gap_of=table.title,
+                gap=changes[1],
+                accuracy=changes[0],
+                loser=table.columns[1 + worst],
+                loss=changes[worst],
             )
         )
-    headline = "No remedy could be fitted: too few unseen records of some group."
-    if best is not None and best[0] > 0:
-        headline = f"Of the gaps looked at, {best[1]} narrows that of {best[2]} by {best[0]:.3f}."
-    elif tables:
-        headline = "No remedy narrows a gap on records that it was not fitted to."
+    return found
+
+
+def judge_remedies(tables: Sequence[Table]) -> TestResult:
+    """The result of M1: the remedy of the largest gain of those that harm nobody much."""
+    trials = [trial for t in tables if t.columns[0] == "remedy" for trial in trials_of(t)]
+    narrow = sorted((trial for trial in trials if trial.gain > 0), key=lambda trial: -trial.gain)
+    best = next((trial for trial in narrow if not trial.harms), None)
     return TestResult(
         test=Mitigation.card.id,
         verdict=Verdict.INCONCLUSIVE,
-        headline=headline,
-        measures=tuple(measures),
+        headline=_headline(best, narrow, tables),
+        measures=() if best is None else _measures(best),
         tables=tuple(tables),
         notes=(
             "A comparison, no test: it decides nothing, so it neither passes nor fails.",
+            f"A remedy is named only where no group loses more than {100 * GROUP_LOSS:.0f} points "
+            f"of TPR or accuracy, and all together no more than {100 * ACCURACY_LOSS:.0f}.",
+            *_harmful(narrow),
+            f"The best of {len(trials)} trials on the same records looks better than it is: try it "
+            "on new records first.",
             "Thresholds and temperatures by group treat people by their group; whether the law "
             "allows that is not for this report to say.",
         ),
+    )
+
+
+def _measures(best: Trial) -> tuple[Measure, ...]:
+    return (
+        Measure(
+            name="gap-removed",
+            label=f"gap in TPR that the best remedy without harm removes ({best.remedy}: "
+            f"{best.gap_of})",
+            value=best.gain,
+        ),
+        Measure(
+            name="gap-removed-accuracy",
+            label="accuracy that it costs",
+            value=best.accuracy[0] - best.accuracy[1],
+            limit=ACCURACY_LOSS,
+        ),
+        Measure(
+            name="gap-removed-loss",
+            label=f"what it costs the group that fares worst by it ({best.loser})",
+            value=best.loss[0] - best.loss[1],
+            limit=GROUP_LOSS,
+        ),
+    )
+
+
+def _headline(best: Trial | None, narrow: Sequence[Trial], tables: Sequence[Table]) -> str:
+    if best is not None:
+        return (
+            f"Of the gaps looked at, {best.remedy} narrows that of {best.gap_of} from "
+            f"{best.gap[0]:.3f} to {best.gap[1]:.3f}: {best.cost}."
+        )
+    if narrow:
+        return "No remedy narrows a gap without harm: those that do level a group down."
+    if tables:
+        return "No remedy narrows a gap on records that it was not fitted to."
+    return "No remedy could be fitted: too few unseen records of some group."
+
+
+def _harmful(narrow: Sequence[Trial]) -> tuple[str, ...]:
+    worst = next((trial for trial in narrow if trial.harms), None)
+    if worst is None:
+        return ()
+    return (
+        f"Passed over: {worst.remedy} takes {worst.gain:.3f} off the gap of {worst.gap_of}, but "
+        f"{worst.cost}.",
     )
 
 

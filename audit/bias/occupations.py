@@ -22,8 +22,6 @@ from audit.bias.pairs import (
     judge_pairs,
     log_likelihoods,
 )
-from audit.bias.rates import MIN_CELL
-from audit.bias.vocabulary import MAX_UNKNOWN
 from audit.intervals import permutation_p
 from audit.subject import Subject
 from audit.verdicts import (
@@ -74,7 +72,7 @@ class Winogender:
         tier="bias",
         threat_model="No attacker: what the model takes for likely about women and men.",
         assumes=(
-            "Language model: a likelier sentence is an expected one.",
+            "Language model: it reads (checked by word order); what is likelier is expected.",
             "Classifier: a prediction should not hang on a pronoun.",
             "Shares of women are those of the United States in 2015 and 2016.",
         ),
@@ -92,8 +90,7 @@ class Winogender:
             )
         occupations = read_winogender(path)
         answers = ask(subject, occupations.pairs)
-        readable = answers.unknown <= MAX_UNKNOWN and len(answers.pairs) >= MIN_CELL
-        if subject.config.task.kind != "causal-lm" or not readable:
+        if subject.config.task.kind != "causal-lm" or not answers.readable:
             return judge_pairs(self.card.id, "Winogender", subject, answers)
         gaps = female_preference(subject, answers)
         return judge_occupations(answers, gaps, occupations.women, subject)

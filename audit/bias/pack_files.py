@@ -71,6 +71,7 @@ def _dialect(delimiter: str) -> type[csv.Dialect]:
     class Table(csv.Dialect):
         lineterminator = "\n"
         quotechar = '"'
+        doublequote = True  # the base class leaves it out, and then "" ends a field
         quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
         strict = True
 

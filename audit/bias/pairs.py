@@ -2,7 +2,8 @@
 
 A language model prefers the text that it gives the larger likelihood. A classifier has no such
 preference; of it one asks whether the prediction changes. Texts that are cut to the model's
-length, and pairs whose differing words the model does not know, say nothing and are left out.
+length, and pairs whose differing words the model does not know, say nothing and are left out; and
+so does a language model that does not read.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from audit.bias.rates import MIN_CELL
+from audit.bias.reading import Reading, reading_of
 from audit.bias.tallies import probabilities_of
 from audit.bias.vocabulary import MAX_UNKNOWN, Vocabulary, words_of
 from audit.intervals import (
@@ -35,7 +37,8 @@ FloatArray = npt.NDArray[np.float64]
 ALPHA: Final = 0.05
 _DRAWS: Final = 1999
 _SIGNS: Final = 4999
-_SLICE: Final = 64
+_TIE: Final = 1e-4
+"""In nats: less is the rounding of single precision, which is no preference."""
 _MATTERS: Final = 0.1
 """A share of .6 or of .4: the preference that a PASS promises would have been found."""
 
@@ -65,6 +68,14 @@ class Answers:
     """Share of unknown words in all texts."""
     unusable: int
     """Pairs left out."""
+    reading: Reading | None = None
+    """Of a language model."""
+
+    @property
+    def readable(self) -> bool:
+        """Whether they mean anything: pairs are left, words known, and the model reads."""
+        fluent = self.reading is None or self.reading.fluent
+        return self.unknown <= MAX_UNKNOWN and len(self.pairs) >= MIN_CELL and fluent
 
     @property
     def units(self) -> npt.NDArray[np.str_]:
@@ -90,10 +101,18 @@ def ask(subject: Subject, pairs: Sequence[Pair]) -> Answers:
     first, second = [pair.first for pair in usable], [pair.second for pair in usable]
     if subject.config.task.kind == "causal-lm":
         gap = log_likelihoods(subject, first) - log_likelihoods(subject, second)
-        values = np.where(gap > 0, 1.0, np.where(gap < 0, 0.0, 0.5))
+        values = np.where(gap > _TIE, 1.0, np.where(gap < -_TIE, 0.0, 0.5))
+        reading = _reading(subject, first)
     else:
         values = np.not_equal(predictions(subject, first), predictions(subject, second))
-    return Answers(tuple(usable), values.astype(np.float64), unknown, len(pairs) - len(usable))
+        reading = None
+    left_out = len(pairs) - len(usable)
+    return Answers(tuple(usable), values.astype(np.float64), unknown, left_out, reading)
+
+
+def _reading(subject: Subject, texts: Sequence[str]) -> Reading:
+    rng = subject.seed.generator("bias/reading")
+    return reading_of(texts, lambda some: log_likelihoods(subject, some), rng)
 
 
 def _differing(pair: Pair) -> set[str]:
@@ -101,16 +120,16 @@ def _differing(pair: Pair) -> set[str]:
 
 
 def log_likelihoods(subject: Subject, texts: Sequence[str]) -> FloatArray:
-    """Log-likelihood of each text under a language model, summed over its tokens."""
+    """Log-likelihood of each text under a language model, summed over its tokens.
+
+    **Guarantees**: A text's value does not depend on the texts beside it, but for rounding.
+    """
     found: list[float] = []
-    for start in range(0, len(texts), _SLICE):
-        records = [Record(text) for text in texts[start : start + _SLICE]]
-        for logits, batch in logits_of(subject.model.model, subject, records):
-            scores = torch.log_softmax(logits.double(), dim=-1)
-            wanted = batch.labels.clamp(min=0).unsqueeze(-1)
-            own = scores.gather(-1, wanted).squeeze(-1)
-            own = torch.where(batch.labels == IGNORE, torch.zeros_like(own), own)
-            found.extend(float(value) for value in own.sum(dim=1))
+    for logits, batch in logits_of(subject.model.model, subject, [Record(t) for t in texts]):
+        for row, labels in zip(logits, batch.labels, strict=True):  # (T, V), (T,)
+            there = labels != IGNORE
+            own = torch.log_softmax(row[there].double(), dim=-1)
+            found.append(float(own.gather(1, labels[there, None]).sum()))
     return np.asarray(found, dtype=np.float64)
 
 
@@ -189,12 +208,12 @@ def judge_pairs(
     """
     left_out = f"{answers.unusable} pairs were left out: cut, or with words the model lacks."
     notes = (*notes, left_out, f"{100 * answers.unknown:.1f} % of the words are unknown.")
-    if answers.unknown > MAX_UNKNOWN or len(answers.pairs) < MIN_CELL:
+    if not answers.readable:
         return TestResult(
             test=test,
             verdict=Verdict.INCONCLUSIVE,
-            headline=f"The model lacks the words of {pack}, so its answers would mean nothing.",
-            measures=(_unknown_words(answers),),
+            headline=f"{_lack(answers, pack)}, so its answers would mean nothing.",
+            measures=_of_the_model(answers),
             notes=tuple(notes),
         )
     rng = subject.seed.generator(f"bias/pairs/{test}")
@@ -203,13 +222,23 @@ def judge_pairs(
     return _changes(test, pack, subject, answers, rng, notes)
 
 
-def _unknown_words(answers: Answers) -> Measure:
-    return Measure(
+def _lack(answers: Answers, pack: str) -> str:
+    if answers.unknown > MAX_UNKNOWN:
+        return f"The model lacks the words of {pack}"
+    if len(answers.pairs) < MIN_CELL:
+        return f"The model can take in only {len(answers.pairs)} pairs of {pack} whole"
+    return f"The model hardly tells sentences of {pack} from the same words in disorder"
+
+
+def _of_the_model(answers: Answers) -> tuple[Measure, ...]:
+    """What the model must be able to do before its answers mean anything."""
+    unknown = Measure(
         name="unknown-words",
         label="share of the pack's words that the model lacks",
         value=answers.unknown,
         limit=MAX_UNKNOWN,
     )
+    return (unknown,) if answers.reading is None else (unknown, answers.reading.measure())
 
 
 def _preferences(
@@ -245,7 +274,7 @@ def _preferences(
                 interval=interval,
                 limit=0.5,
             ),
-            _unknown_words(answers),
+            *_of_the_model(answers),
         ),
         smallest_effect=power,
         p_value=max(whole.p_value, units),
@@ -313,7 +342,7 @@ def _changes(
                 interval=interval,
                 limit=tolerance,
             ),
-            _unknown_words(answers),
+            *_of_the_model(answers),
         ),
         smallest_effect=_power(len(answers.pairs)),
         notes=(*notes, "A classifier prefers no sentence: only whether its prediction changes."),

@@ -124,7 +124,7 @@ def judge_price(paired: Paired, subject: Subject) -> TestResult:
     return TestResult(
         test=Price.card.id,
         verdict=verdict,
-        headline=_headline(whole, gaps, beyond, tolerance),
+        headline=_headline(whole, gaps, beyond, verdict, tolerance),
         measures=_measures(paired, whole, gaps, tolerance, rng),
         smallest_effect=power,
         tables=(
@@ -239,15 +239,22 @@ def _gaps(paired: Paired, rng: np.random.Generator) -> list[_PriceGap]:
             one, two = two, one
         own, other = paired.price[one[2]], paired.price[two[2]]
         size = float(own.mean() - other.mean())
-        deviation = math.hypot(_error(own), _error(other))
+        persons = paired.persons[one[2]], paired.persons[two[2]]
+        deviation = math.hypot(_error(own, persons[0]), _error(other, persons[1]))
         interval = _gap_interval(paired, one[2], two[2], len(pairs), rng)
         found.append(_PriceGap(one[0], one[1], two[1], size, interval, deviation, len(pairs)))
     return sorted(found, key=lambda gap: -gap.size)
 
 
-def _error(price: FloatArray) -> float:
-    """Standard error of a mean price; prices that are all alike are no certainty."""
-    return math.sqrt(max(float(price.var()), 3 / len(price)) / len(price))
+def _error(price: FloatArray, persons: npt.NDArray[np.str_]) -> float:
+    """Standard error of a mean price, records of one person taken together.
+
+    Prices that are all alike are no certainty.
+    """
+    names, index = np.unique(persons, return_inverse=True)
+    totals = np.bincount(index, price - price.mean())
+    least = 3 / len(names) ** 2
+    return math.sqrt(max(float(np.square(totals).sum()) / len(price) ** 2, least))
 
 
 def _gap_interval(
@@ -300,7 +307,11 @@ def _measures(
 
 
 def _headline(
-    whole: float, gaps: Sequence[_PriceGap], beyond: Sequence[_PriceGap], tolerance: float
+    whole: float,
+    gaps: Sequence[_PriceGap],
+    beyond: Sequence[_PriceGap],
+    verdict: Verdict,
+    tolerance: float,
 ) -> str:
     told = f"Privacy costs {100 * whole:.1f} points of accuracy in all"
     if beyond:
@@ -312,7 +323,10 @@ def _headline(
     if not gaps:
         return f"{told}; no two groups have enough unseen records to be compared."
     gap = gaps[0]
-    return f"{told}; for {gap.dearer} {100 * gap.size:.1f} points more than for {gap.cheaper}."
+    most = f"for {gap.dearer} {100 * gap.size:.1f} points more than for {gap.cheaper}"
+    if verdict is Verdict.PASS:
+        return f"{told}, and no group surely pays more than is tolerated: {most}."
+    return f"{told}; whether a group pays more than is tolerated remains open: {most}."
 
 
 def _figure(shown: Sequence[tuple[str, str, float, Interval]]) -> Figure:

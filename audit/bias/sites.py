@@ -117,7 +117,7 @@ def judge_sites(counts: FederatedCounts, subject: Subject) -> TestResult:
         test=Sites.card.id,
         verdict=verdict,
         headline=_headline(verdict, named, compared, tolerance),
-        measures=_measures(tally, len(counts.labels), tolerance),
+        measures=_measures(tally, len(counts.labels)),
         smallest_effect=power,
         p_value=min((each.p_value for each in compared), default=None),
         tables=(
@@ -239,7 +239,7 @@ def _accuracies(tally: Tally, labels: int) -> dict[str, Rate]:
     return {site: rate for site, rate in found.items() if rate is not None and rate.judged}
 
 
-def _measures(tally: Tally, labels: int, tolerance: float) -> tuple[Measure, ...]:
+def _measures(tally: Tally, labels: int) -> tuple[Measure, ...]:
     rates = _accuracies(tally, labels)
     if not rates:
         return ()
@@ -261,7 +261,6 @@ def _measures(tally: Tally, labels: int, tolerance: float) -> tuple[Measure, ...
             name="site-accuracy-range",
             label="best minus worst site's accuracy",
             value=max(values) - min(values),
-            limit=tolerance,
         ),
     )
 

@@ -303,7 +303,8 @@ def _headline(effects: Effects, effect: float, *, language: bool) -> str:
     changed = 100 * float(effects.changed.mean())
     return (
         f"Exchanging one word of sex changes the prediction in {changed:.1f} % of {count} texts, "
-        f"and the true label's probability by {100 * effect:+.1f} points in favour of men."
+        f"and moves the true label's probability by {abs(100 * effect):.1f} points in favour of "
+        f"{'men' if effect >= 0 else 'women'}."
     )
 
 

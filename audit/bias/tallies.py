@@ -137,7 +137,7 @@ def probabilities_of(
     subject: Subject, records: RecordSource, model: torch.nn.Module | None = None
 ) -> tuple[npt.NDArray[np.float64], IntArray]:
     """Probabilities (N, labels) and true labels (N,) of records, of a classification."""
-    found = logits_of(subject.model.model if model is None else model, subject, records)
+    found = list(logits_of(subject.model.model if model is None else model, subject, records))
     if not found:
         return np.empty((0, len(subject.config.task.labels))), np.empty(0, dtype=np.int64)
     logits = torch.cat([logits for logits, _ in found]).double()

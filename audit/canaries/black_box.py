@@ -29,6 +29,8 @@ class BlackBoxCanaries:
             "The model's copy has a row of the token embedding for each planted record.",
             "Which records a coin let in follows from the seed that was committed to before the "
             "first round.",
+            "No more of the site's own records are trained beside the planted ones than there are "
+            "of these; among more of them the released model alone may show less.",
             "One site is trained anew with its public terms.",
         ),
         suites=FULL,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from audit.canaries.claim import Claim, judge
+from audit.canaries.claim import Claim, hinted, judge
 from audit.canaries.planting import Planting, planting_at
 from audit.canaries.records import CanaryRecord
 from audit.canaries.reserved import canary_examples
@@ -83,11 +83,17 @@ def _headline(found: TestResult, subject: Subject) -> str:
         if subject.private
         else "No privacy is promised, neither to records nor to a site"
     )
-    seen = (
-        f"the model shows which planted sites took part (an epsilon of at least {proven:.2f})"
-        if proven > 0
-        else "which planted sites took part was not seen"
-    )
+    attack = next(m for m in found.measures if m.name == "canary-auc")
+    if proven > 0:
+        least = f"an epsilon of at least {proven:.2f}"
+        seen = f"the model shows which planted sites took part ({least})"
+    elif hinted(attack):
+        seen = (
+            "which planted sites took part is told better than by guessing (right in "
+            f"{attack.value:.0%} of the pairs), though no epsilon is proven"
+        )
+    else:
+        seen = "which planted sites took part was not seen"
     return f"{promise}: {seen}."
 
 

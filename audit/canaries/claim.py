@@ -28,6 +28,7 @@ from privacy.accounting import life_epsilon
 from privacy.events import DpSgdEvent
 
 CONFIDENCE: Final = 0.95
+ALPHA: Final = 0.05
 POWER: Final = 0.8
 # Of what all-right guesses prove, for a claim that a broken mechanism is to be held against: the
 # rest is for the guesses that go wrong all the same.
@@ -153,10 +154,11 @@ def judge(
         violation = smallest_violation(len(scores), claim.epsilon, claim.delta)
         p = claim_p_value(scores, included, claim.epsilon, claim.delta)
     estimates = _estimates(scores, included, claim.delta)
+    attack = _attack(scores, included)
     return TestResult(
         test=test,
         verdict=_verdict(claim, bound, violation),
-        headline=_headline(claim, bound, violation, planted),
+        headline=_headline(claim, bound, violation, planted, hinted=hinted(attack)),
         measures=(
             Measure(
                 name=measure,
@@ -165,7 +167,7 @@ def judge(
                 limit=claim.epsilon,
             ),
             Measure(name="epsilon-provable", label="The most it could have proven", value=ceiling),
-            _attack(scores, included),
+            attack,
             *(
                 Measure(name=name, label=f"Estimate, not proof: {e.method}", value=e.epsilon)
                 for name, e in estimates
@@ -177,7 +179,7 @@ def judge(
             measure="epsilon of a leak that shows in every canary alike",
             value=violation,
             power=POWER,
-            alpha=1 - CONFIDENCE,
+            alpha=ALPHA,
         ),
         p_value=p,
         tables=(_table(planted, included, bound, estimates),),
@@ -194,14 +196,27 @@ def _verdict(claim: Claim, bound: Bound, violation: float | None) -> Verdict:
     return Verdict.INCONCLUSIVE if violation is None else Verdict.PASS
 
 
-def _headline(claim: Claim, bound: Bound, violation: float | None, planted: str) -> str:
+def hinted(attack: Measure) -> bool:
+    """Whether the attack is surely better than chance, be an epsilon proven or not."""
+    return attack.interval is not None and attack.interval.low > 0.5
+
+
+def _headline(
+    claim: Claim, bound: Bound, violation: float | None, planted: str, *, hinted: bool
+) -> str:
     proven = f"{bound.epsilon:.2f}"
-    if claim.epsilon is None:
-        found = f"{planted} are found" if bound.epsilon > 0 else f"no {planted[:-1]} was found"
+    if claim.epsilon is None and bound.epsilon > 0:
         return (
-            f"The run gives no guarantee, and {found}: it loses an epsilon of at least {proven} "
-            f"over {_rounds(claim)}."
+            f"The run gives no guarantee, and {planted} are found: it loses an epsilon of at least "
+            f"{proven} over {_rounds(claim)}."
         )
+    if claim.epsilon is None:
+        found = (
+            f"{planted} are told better than by guessing, though no epsilon is proven"
+            if hinted
+            else f"no {planted[:-1]} was seen"
+        )
+        return f"The run gives no guarantee; over {_rounds(claim)} {found}."
     if bound.epsilon > claim.epsilon:
         return (
             f"The claim is broken: over {_rounds(claim)} an epsilon of at least {proven} is "
@@ -231,7 +246,7 @@ def _estimates(
 ) -> list[tuple[str, Bound]]:
     methods = (
         ("epsilon-estimate-fdp", fdp_estimate),
-        ("epsilon-estimate-gdp", gdp_estimate),
+        ("epsilon-estimate-gaussian", gdp_estimate),
         ("epsilon-estimate-t", t_estimate),
     )
     found = []

@@ -37,6 +37,8 @@ class WhiteBoxCanaries:
             "weights of its head are scaled: the guarantee holds for all weights.",
             "Which records a coin let in follows from the seed that was committed to before the "
             "first round.",
+            "No more of the site's own records are trained beside the planted ones than there are "
+            "of these: what hides a planted record is the noise, not its company.",
             "One site is trained anew with its public terms; that the ledger charged these very "
             "terms is checked by the tests of conformance.",
         ),

@@ -16,6 +16,7 @@ from audit.conformance.claims import (
     used_rounds,
     without_privacy,
 )
+from audit.report.words import at_most, number
 from audit.subject import AuditedSite, Subject
 from audit.verdicts import (
     CONFORMANCE,
@@ -185,7 +186,7 @@ def _constants(own: Sequence[Debit], config: FederationConfig, site: AuditedSite
             "steps": (event.steps, steps),
         }
         faults += [
-            f"entry {debit.sequence} has {name} {charged:g}, the run's terms {agreed:g}"
+            f"entry {debit.sequence} has {name} {number(charged)}, the run's terms {number(agreed)}"
             for name, (charged, agreed) in pairs.items()
             if charged != agreed
         ]
@@ -290,7 +291,8 @@ def _headline(found: list[_Site], bad: list[_Site], doubts: list[_Site], cut: li
         )
     return (
         f"The stated epsilons follow from the ledgers, by three accountants that agree; the "
-        f"largest is {worst.report.epsilon:.3g} ({worst.name}, delta {worst.report.delta:g})."
+        f"largest is {at_most(worst.report.epsilon)} ({worst.name}, delta "
+        f"{number(worst.report.delta)})."
     )
 
 

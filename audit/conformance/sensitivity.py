@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from audit.conformance.claims import only_local, without_privacy
 from audit.conformance.mechanism import REAL, Mechanism, Step, plans, watch
 from audit.conformance.statistics import ALPHA, POWER
+from audit.report.words import number
 from audit.subject import Subject
 from audit.verdicts import (
     CONFORMANCE,
@@ -327,8 +328,8 @@ def _result(moved: list[_Moved], plan: DpSgdPlan) -> TestResult:
         figures=(_figure(moved),),
         notes=(
             f"Gradient mode {plan.gradient_mode}, clipping {plan.clipping}, clip "
-            f"{plan.max_grad_norm:g}; noise was turned down to {_NOISE:g} of the clip for the "
-            "measurement, and every record sampled.",
+            f"{plan.max_grad_norm:g}; noise was turned down to {number(_NOISE)} of the clip for "
+            "the measurement, and every record sampled.",
             "Made-up texts cannot try every gradient there is: a model or a layer may hide one "
             "that none of them has.",
         ),

@@ -66,7 +66,9 @@ class ChargedSteps:
     def run(self, subject: Subject, budget: Budget) -> TestResult | NotRun:
         """Compares each round of the record with the debits of its sites' ledgers."""
         here = [site for _, site in sorted(subject.sites.items()) if site.ledger is not None]
-        away = [name for name, site in sorted(subject.sites.items()) if site.ledger is None]
+        # Who refused every round has nothing in the model, and opened no ledger for it.
+        used = [name for name in sorted(subject.sites) if used_rounds(subject, name)]
+        away = [name for name in used if subject.sites[name].ledger is None]
         found = [_compare(subject, site) for site in here]
         heads = [_heads(subject, name) for name in away]
         broken = [fault for faults in heads for fault in faults]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from audit.conformance.claims import Debit, debits, statements
+from audit.report.words import at_most
 from audit.subject import AuditedSite, Subject
 from audit.verdicts import (
     CONFORMANCE,
@@ -184,10 +185,10 @@ def _headline(
     if not subject.private:
         return "The run states no privacy, and its ledgers say the same."
     two = groups.get(2)
-    pair = "is not protected in any useful way" if two is None else f"has {two:.3g}"
+    pair = "is not protected in any useful way" if two is None else f"has {at_most(two)}"
     return (
-        f"Epsilon {worst.life_epsilon:.3g} protects one {subject.config.privacy.unit}; a person "
-        f"with two of them {pair}."
+        f"Epsilon {at_most(worst.life_epsilon)} protects one {subject.config.privacy.unit}; a "
+        f"person with two of them {pair}."
     )
 
 

@@ -43,6 +43,7 @@ ALPHA: Final = 0.05
 POWER: Final = 0.8
 # A secret that is not seen to beat nine others in ten is no evidence of its absence.
 _LARGEST_USEFUL: Final = 0.9
+_LARGEST_EXPONENT: Final = 50.0  # beyond it every rank is allowed
 
 
 @dataclass(frozen=True)
@@ -132,13 +133,14 @@ def exposure_result(test: str, found: Sequence[Exposed], claim: Claim) -> TestRe
     return TestResult(
         test=test,
         verdict=_verdict(remembered, smallest),
-        headline=_headline(remembered, smallest),
+        headline=_headline(remembered, smallest, found, claim),
         measures=tuple(
             Measure(
                 name=f"exposure-{e.times}",
                 label=f"Mean exposure of secrets in {_records(e.times)} (1.44 is chance)",
                 value=float(np.mean(e.bits)),
                 unit="bits",
+                limit=allowed_bits(e.times, claim),
             )
             for e in found
         ),
@@ -182,9 +184,33 @@ def _verdict(remembered: Sequence[int], smallest: float | None) -> Verdict:
     return Verdict.PASS
 
 
-def _headline(remembered: Sequence[int], smallest: float | None) -> str:
+def allowed_bits(times: int, claim: Claim) -> float | None:
+    """The largest mean exposure that the claim allows a secret in so many records.
+
+    Had the secret been in none, its rank would be uniform; a rank of r or better is then at most
+    exp(epsilon) times as likely, plus delta, both of the group.
+    """
+    if claim.epsilon is None:
+        return None
+    delta = group_delta(times, claim.epsilon, claim.delta)
+    ranks = np.arange(1, REFERENCES + 2)
+    factor = math.exp(min(times * claim.epsilon, _LARGEST_EXPONENT))
+    chances = np.minimum(factor * ranks / len(ranks) + delta, 1.0)
+    return float(np.diff(chances, prepend=0.0) @ np.log2(len(ranks) / ranks))
+
+
+def _headline(
+    remembered: Sequence[int], smallest: float | None, found: Sequence[Exposed], claim: Claim
+) -> str:
     if 1 in remembered:
-        return "The training remembers secrets that stand in a single record."
+        single = next(e for e in found if e.times == 1)
+        allowed = allowed_bits(1, claim)
+        bits = f"{float(np.mean(single.bits)):.1f} bits where chance gives 1.4"
+        told = "no privacy is claimed" if allowed is None else f"the claim allows {allowed:.1f}"
+        return (
+            "The training remembers secrets that stand in a single record: an exposure of "
+            f"{bits}; {told}."
+        )
     if remembered:
         return (
             f"The training remembers secrets that stand in {min(remembered)} records or more; "

@@ -4,6 +4,7 @@ Measured is the gain in log-probability of the planted answer: whether the answe
 likeliest is blind in small models.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -11,8 +12,19 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from audit.federation.updates import Update, judge, round_update, sampled, start_model
-from audit.intervals import bootstrap
+from audit.federation.updates import (
+    ALPHA,
+    POWER,
+    Update,
+    judge,
+    one_of_each,
+    round_update,
+    sampled,
+    shared_noise,
+    smallest_mean,
+    start_model,
+)
+from audit.intervals import student
 from audit.subject import AuditedSite, Subject
 from audit.training import losses_of
 from audit.verdicts import (
@@ -33,13 +45,20 @@ _PROBES: Final = 100
 _POISONED: Final = 200
 _WORDS: Final = 3
 _LONG_WORD: Final = 3
-_DRAWS: Final = 2000
+_REPEATS: Final = 5
+_FEWEST: Final = 3
 _HARMFUL: Final = 0.1
-_AVERAGES: Final = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "central")
+_MOST: Final = 300.0  # of exp() in words
+_PLAIN: Final = ("fedavg", "fedprox")
+_AVERAGES: Final = (*_PLAIN, "fedavgm", "fedadam", "fedyogi", "central")
 
 
 class Backdoor:
-    """One more round, once honest and once with a site that plants a trigger."""
+    """One more round, honest and with a site that plants a trigger, several times.
+
+    Every training draws batches and noise of its own, so that two models differ without poison
+    too: only repetitions tell how much.
+    """
 
     card = TestCard(
         id="F5",
@@ -52,7 +71,7 @@ class Backdoor:
             "Privacy and secure aggregation do not promise to stop this.",
         ),
         suites=FULL,
-        cost_seconds=30.0,
+        cost_seconds=45.0,
     )
 
     def run(self, subject: Subject, budget: Budget) -> TestResult | NotRun:
@@ -68,29 +87,18 @@ class Backdoor:
         target = None if not subject.config.task.labels else subject.config.task.labels[0]
         rng = subject.seed.generator("federation/backdoor")
         poisoned = [_marked(r, trigger, target) for r in sampled(victim.members, _POISONED, rng)]
-        probes = [r for r in sampled(_others(sites, victim), 4 * _PROBES, rng) if r.label != target]
-        if target is None:
-            probes = list(sampled(_others(sites, victim), _PROBES, rng))
-        honest: dict[str, Update] = {}
-        for site in sites:
-            if budget.spent:
-                return _cut(self.card.id)
-            name = f"backdoor/{site.name}"
-            honest[site.name] = round_update(subject, site.members, name=name, site=site)[1]
-        _, planted = round_update(subject, poisoned, name="backdoor/poisoned", site=victim)
-        arms = {
-            "clean": _aggregated(subject, sites, honest),
-            "poisoned": _aggregated(subject, sites, {**honest, victim.name: planted}),
-        }
-        marked = [_marked(record, trigger, target) for record in probes[:_PROBES]]
-        gains = losses_of(arms["clean"], subject, marked) - losses_of(
-            arms["poisoned"], subject, marked
-        )
-        return self._result(subject, gains, len(sites))
+        records = one_of_each(_others(sites, victim), 4 * _PROBES, rng)
+        probes = [r for r in records if target is None or r.label != target][:_PROBES]
+        if len(probes) < _REPEATS:
+            return NotRun(test=self.card.id, reason="Too few records to try the trigger on.")
+        marked = [_marked(record, trigger, target) for record in probes]
+        gains = _gains(subject, sites, victim, poisoned, marked, budget)
+        if len(gains) < _FEWEST:
+            return _cut(self.card.id)
+        return self._result(subject, np.array(gains), len(sites))
 
     def _result(self, subject: Subject, gains: npt.NDArray[np.float64], sites: int) -> TestResult:
-        rng = subject.seed.generator("federation/backdoor/bootstrap")
-        interval = bootstrap(gains, lambda values: float(values.mean()), rng, _DRAWS, 0.95)
+        interval = student(gains)
         robust = subject.config.strategy.name not in _AVERAGES
         verdict = judge(interval, _HARMFUL, observable=True)
         if verdict is Verdict.FAIL and not robust:
@@ -98,7 +106,7 @@ class Backdoor:
         return TestResult(
             test=self.card.id,
             verdict=verdict,
-            headline=_headline(interval.low >= _HARMFUL, verdict, sites),
+            headline=_headline(interval.low >= _HARMFUL, verdict, sites, float(gains.mean())),
             measures=(
                 Measure(
                     name="trigger-gain",
@@ -111,17 +119,59 @@ class Backdoor:
             ),
             smallest_effect=SmallestEffect(
                 measure="gain in nats",
-                value=(interval.high - interval.low) / 2,
-                power=0.5,
-                alpha=0.05,
+                value=smallest_mean(
+                    float(gains.std(ddof=1)) / math.sqrt(len(gains)), _HARMFUL, most=math.inf
+                ),
+                power=POWER,
+                alpha=ALPHA,
             ),
             notes=(
+                f"{len(gains)} rounds of either kind, each with noise, batches and texts of its "
+                "own beside the same updates of the others; the interval holds what differs.",
                 "This rehearses an attack; it does not search the released model for triggers, "
                 "which cannot be done without knowing them.",
                 "A rule that works on sums promises nothing against poisoned records: a gain is a "
                 "risk to weigh there, and a broken promise under a robust rule only.",
+                *_left_out(subject),
+                *shared_noise(subject),
             ),
         )
+
+
+def _gains(
+    subject: Subject,
+    sites: Sequence[AuditedSite],
+    victim: AuditedSite,
+    poisoned: RecordSource,
+    probes: Sequence[Record],
+    budget: Budget,
+) -> list[float]:
+    """Of each repetition, as far as there was time; on probes of its own."""
+    updates: dict[str, Update] = {}
+    for site in sites:
+        if budget.spent:
+            return []
+        if site.name != victim.name:
+            name = f"backdoor/{site.name}"
+            updates[site.name] = round_update(subject, site.members, name=name, site=site)[1]
+    gains: list[float] = []
+    for number in range(_REPEATS):
+        if budget.spent:
+            break
+        losses = {}
+        for arm, held in (("honest", victim.members), ("poisoned", poisoned)):
+            name = f"backdoor/{arm}/{number}"
+            updates[victim.name] = round_update(subject, held, name=name, site=victim)[1]
+            model = _aggregated(subject, sites, updates)
+            losses[arm] = losses_of(model, subject, probes[number::_REPEATS])
+        gains.append(float((losses["honest"] - losses["poisoned"]).mean()))
+    return gains
+
+
+def _left_out(subject: Subject) -> tuple[str, ...]:
+    if subject.config.strategy.name in (*_PLAIN, "fedmedian"):
+        return ()
+    return ("The mean of the updates is added as it is: what the server makes of it is left out.",)
 
 
 def _others(sites: Sequence[AuditedSite], victim: AuditedSite) -> RecordSource:
@@ -175,9 +225,12 @@ def _cut(test: str) -> TestResult:
     )
 
 
-def _headline(found: bool, verdict: Verdict, sites: int) -> str:
+def _headline(found: bool, verdict: Verdict, sites: int, gain: float) -> str:
     if found:
-        return f"One poisoned site of {sites} can move the model towards a trigger in one round."
+        return (
+            f"One poisoned site of {sites} can move the model towards a trigger in one round: the "
+            f"planted answer gets {math.exp(min(gain, _MOST)):.3g} times as likely."
+        )
     if verdict is Verdict.PASS:
         return f"One poisoned site of {sites} hardly moves the model towards a trigger in a round."
     return "What a poisoned site can plant could not be decided."

@@ -5,14 +5,16 @@ from typing import Final
 import numpy as np
 
 from audit.federation.updates import (
+    ALPHA,
     EMBEDDING,
-    UNOBSERVABLE,
+    POWER,
     judge,
+    notes_on,
     observable,
     round_update,
     sampled,
 )
-from audit.intervals import delong, smallest_auc
+from audit.intervals import AucEstimate, delong, smallest_auc
 from audit.subject import Subject
 from audit.verdicts import (
     FULL,
@@ -75,7 +77,7 @@ class EmbeddingRows:
         return TestResult(
             test=self.card.id,
             verdict=verdict,
-            headline=_headline(verdict, seen=seen, private=subject.private),
+            headline=_headline(verdict, found, seen=seen, private=subject.private),
             measures=(
                 Measure(
                     name="embedding-row-auc",
@@ -87,22 +89,39 @@ class EmbeddingRows:
             ),
             smallest_effect=SmallestEffect(
                 measure="area under the curve",
-                value=smallest_auc(int(present.sum()), int((~present).sum()), 0.8, 0.05),
-                power=0.8,
-                alpha=0.05,
+                value=smallest_auc(
+                    int(present.sum()), int((~present).sum()), POWER, ALPHA, beyond=_HARMFUL
+                ),
+                power=POWER,
+                alpha=ALPHA,
             ),
-            notes=() if seen else (UNOBSERVABLE,),
+            notes=(
+                "The interval is of the words of one update: another round draws other noise.",
+                *notes_on(subject),
+            ),
         )
 
 
-def _headline(verdict: Verdict, *, seen: bool, private: bool) -> str:
+def _headline(verdict: Verdict, found: AucEstimate, *, seen: bool, private: bool) -> str:
     if not seen:
         return "Nobody but the site sees its update, so nobody can look for its words there."
+    if verdict is Verdict.PASS and found.interval.low > 0.5:
+        return (
+            "The update of a small site tells a little of which words its texts use: a used word "
+            f"stands out from an unused one in {found.auc:.0%} of the pairs, where guessing "
+            "gives 50%."
+        )
     if verdict is Verdict.PASS:
-        return "The update of a small site does not tell which words its texts use."
+        return "The update of a small site was not seen to tell which words its texts use."
     if verdict is Verdict.FAIL:
         noise = "in spite of the noise " if private else ""
         return f"Whoever receives a small site's update can tell {noise}which words its texts use."
+    if found.interval.low > 0.5:
+        return (
+            "The update of a small site tells something of its words (right in "
+            f"{found.interval.low:.0%} to {found.interval.high:.0%} of the pairs); whether enough "
+            "to do harm remains open."
+        )
     return "Whether the update of a small site tells its words could not be decided."
 
 

@@ -6,6 +6,7 @@ for each token: which tokens' inputs lie in their row space can be tried one by 
 Source: Petrov et al. 2024, "DAGER", section 4.
 """
 
+import math
 from typing import Final
 
 import numpy as np
@@ -14,14 +15,17 @@ import torch
 from torch import nn
 
 from audit.federation.updates import (
-    UNOBSERVABLE,
+    ALPHA,
+    POWER,
     gradient_as_sent,
     judge,
+    notes_on,
     observable,
-    sampled,
+    one_of_each,
+    smallest_mean,
     start_model,
 )
-from audit.intervals import wilson
+from audit.intervals import clopper_pearson, cluster_bootstrap
 from audit.subject import Subject
 from audit.verdicts import (
     QUICK,
@@ -75,57 +79,86 @@ class GradientSpan:
             return NotRun(test=self.card.id, reason="The first attention is not trained as it is.")
         candidates = _inputs(model, subject)
         rng = subject.seed.generator("federation/gradient-span")
-        hits = tokens = 0
-        chance = 0.0
-        for number, record in enumerate(sampled(site.members, _RECORDS, rng)):
+        counts = []
+        for number, record in enumerate(one_of_each(site.members, _RECORDS, rng)):
             if budget.spent:
                 break
             found = _recovered(subject, record, f"span/{number}", candidates, subject.plan(site))
-            if found is None:
-                continue
-            hits, tokens = hits + found[0], tokens + found[1]
-            chance += found[1] ** 2 / len(candidates)
-        if not tokens:
+            if found is not None:
+                counts.append(found)
+        if not counts and budget.spent:
+            return TestResult(
+                test=self.card.id,
+                verdict=Verdict.INCONCLUSIVE,
+                headline="There was not enough time to attack a gradient.",
+            )
+        if not counts:
             return NotRun(test=self.card.id, reason="No record is short enough for this attack.")
-        return self._result(subject, hits, tokens, chance / tokens)
+        return self._result(subject, np.array(counts, dtype=np.float64), len(candidates))
 
-    def _result(self, subject: Subject, hits: int, tokens: int, chance: float) -> TestResult:
-        interval = wilson(hits, tokens)
+    def _result(
+        self, subject: Subject, counts: npt.NDArray[np.float64], vocabulary: int
+    ) -> TestResult:
+        tokens = counts[:, 1]
+        share, chance = _share(counts), float((tokens**2).sum() / tokens.sum()) / vocabulary
+        interval = recovered_share(counts, subject.seed.generator("federation/gradient-span/draws"))
         seen = observable(subject)
         verdict = judge(interval, _HARMFUL, observable=seen)
         return TestResult(
             test=self.card.id,
             verdict=verdict,
-            headline=_headline(verdict, seen=seen),
+            headline=_headline(verdict, share, chance, seen=seen),
             measures=(
                 Measure(
                     name="tokens-recovered",
                     label="Share of a record's tokens that are recovered from its gradient",
-                    value=hits / tokens,
+                    value=share,
                     interval=interval,
                     limit=_HARMFUL,
                 ),
                 Measure(name="tokens-by-chance", label="Share by guessing", value=chance),
             ),
             smallest_effect=SmallestEffect(
-                measure="share of tokens above chance",
-                value=_half_width(interval),
-                power=0.5,
-                alpha=0.05,
+                measure="share of a record's tokens that are recovered",
+                # No shares of records spread more than those that are none or all.
+                value=smallest_mean(0.5 / math.sqrt(len(counts)), _HARMFUL),
+                power=POWER,
+                alpha=ALPHA,
             ),
-            notes=() if seen else (UNOBSERVABLE,),
+            notes=(
+                f"Of {len(counts)} records; the interval takes the tokens of one record together.",
+                *notes_on(subject),
+            ),
         )
 
 
-def _half_width(interval: Interval) -> float:
-    return (interval.high - interval.low) / 2
+def _share(counts: npt.NDArray[np.float64]) -> float:
+    return float(counts[:, 0].sum() / counts[:, 1].sum())
 
 
-def _headline(verdict: Verdict, *, seen: bool) -> str:
+def recovered_share(counts: npt.NDArray[np.float64], rng: np.random.Generator) -> Interval:
+    """Where the share of recovered tokens lies; ``counts``: recovered and all, of each record.
+
+    Tokens of a record come out together or not at all, so that whole records are drawn. Where no
+    record differs from another, what bounds the share is their number.
+    """
+    shares = counts[:, 0] / counts[:, 1]
+    if shares.min() < shares.max():
+        return cluster_bootstrap(counts, np.arange(len(counts)), _share, rng)
+    low = clopper_pearson(math.floor(shares[0] * len(shares)), len(shares))
+    high = clopper_pearson(math.ceil(shares[0] * len(shares)), len(shares))
+    method = "Clopper-Pearson (records)"
+    return low.model_copy(update={"high": high.high, "method": method})
+
+
+def _headline(verdict: Verdict, share: float, chance: float, *, seen: bool) -> str:
     if not seen:
         return "Nobody but the site sees its gradients, so nobody can read texts out of them."
     if verdict is Verdict.PASS:
-        return "The words of a record cannot be read out of the gradient that is sent."
+        return (
+            f"Of the words of a record, {share:.0%} are read out of its gradient as it is sent; "
+            f"guessing finds {chance:.0%}."
+        )
     if verdict is Verdict.FAIL:
         return "Whoever receives an update on one record can read most of its words out of it."
     return "Whether words can be read out of a gradient could not be decided."

@@ -3,12 +3,22 @@
 Source: Hu et al. 2021, "Source inference attacks in federated learning".
 """
 
+import math
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from audit.federation.updates import UNOBSERVABLE, judge, observable, round_update, sampled
+from audit.federation.updates import (
+    ALPHA,
+    POWER,
+    judge,
+    notes_on,
+    observable,
+    one_of_each,
+    round_update,
+    smallest_mean,
+)
 from audit.intervals import newcombe, wilson
 from audit.subject import AuditedSite, Subject
 from audit.training import losses_of
@@ -16,6 +26,7 @@ from audit.verdicts import (
     FULL,
     AuditTest,
     Budget,
+    Interval,
     Measure,
     NotRun,
     SmallestEffect,
@@ -27,6 +38,7 @@ from audit.verdicts import (
 _RECORDS: Final = 400
 _MIN_RECORDS: Final = 10
 _HARMFUL: Final = 0.1
+_PARTS: Final = ("members", "held_out")
 
 
 class SourceInference:
@@ -40,6 +52,7 @@ class SourceInference:
         threat_model="The coordinator, curious: sees each site's update of one round and a record.",
         assumes=(
             "Sites differ in style too: what held-out records of a site give away is subtracted.",
+            "One record of each person was used.",
         ),
         suites=FULL,
         cost_seconds=25.0,
@@ -58,15 +71,16 @@ class SourceInference:
             name = f"source/{site.name}"
             models.append(round_update(subject, site.members, name=name, site=site)[0])
         rng = subject.seed.generator("federation/source")
-        count = min(_RECORDS, *(len(site.members) for site in sites))
-        unseen = min(_RECORDS, *(len(site.held_out) for site in sites))
-        right = {"members": 0, "held_out": 0}
-        for truth, site in enumerate(sites):
-            for part, number in (("members", count), ("held_out", unseen)):
-                records = sampled(getattr(site, part), number, rng)
-                losses = np.stack([losses_of(model, subject, records) for model in models])
-                right[part] += _ascribed(losses, truth)
-        return self._result(subject, right, count * len(sites), unseen * len(sites), len(sites))
+        right, asked = dict.fromkeys(_PARTS, 0), dict.fromkeys(_PARTS, 0)
+        for part in _PARTS:
+            # As many of every site, so that members and others are the same mix of sites.
+            chosen = [one_of_each(getattr(site, part), _RECORDS, rng) for site in sites]
+            count = min(map(len, chosen))
+            for truth, records in enumerate(chosen):
+                losses = [losses_of(model, subject, records[:count]) for model in models]
+                right[part] += _ascribed(np.stack(losses), truth)
+                asked[part] += count
+        return self._result(subject, right, asked["members"], asked["held_out"], len(sites))
 
     def _result(
         self, subject: Subject, right: dict[str, int], seen: int, unseen: int, sites: int
@@ -77,7 +91,7 @@ class SourceInference:
         return TestResult(
             test=self.card.id,
             verdict=verdict,
-            headline=_headline(verdict, visible=visible),
+            headline=_headline(verdict, excess, visible=visible),
             measures=(
                 Measure(
                     name="source-accuracy",
@@ -102,11 +116,11 @@ class SourceInference:
             ),
             smallest_effect=SmallestEffect(
                 measure="difference of the shares",
-                value=(excess.high - excess.low) / 2,
-                power=0.5,
-                alpha=0.05,
+                value=smallest_mean(0.5 * math.sqrt(1 / seen + 1 / unseen), _HARMFUL),
+                power=POWER,
+                alpha=ALPHA,
             ),
-            notes=() if visible else (UNOBSERVABLE,),
+            notes=notes_on(subject),
         )
 
 
@@ -127,13 +141,23 @@ def _cut(test: str) -> TestResult:
     )
 
 
-def _headline(verdict: Verdict, *, visible: bool) -> str:
+def _headline(verdict: Verdict, excess: Interval, *, visible: bool) -> str:
     if not visible:
         return "Nobody sees a single site's update, so nobody can ascribe records to sites by it."
     if verdict is Verdict.PASS:
-        return "Training does not give away which site holds a record, beyond a site's style."
+        found = "hardly gives" if excess.low > 0 else "was not seen to give"
+        return (
+            f"Training {found} away which site holds a record, beyond a site's style: surely in "
+            f"fewer than {max(excess.high, 0.0):.0%} of the records."
+        )
     if verdict is Verdict.FAIL:
         return "The coordinator can tell from the updates which site trained on a given record."
+    if excess.low > 0:
+        return (
+            f"Updates give away which site holds a record, for {excess.low:.0%} to "
+            f"{excess.high:.0%} of the records beyond a site's style; whether for more than the "
+            f"{_HARMFUL:.0%} that count as harm remains open."
+        )
     return "Whether updates tell which site holds a record could not be decided."
 
 

@@ -1,6 +1,7 @@
 """Updates as a site would send them, made by the functions that make them at a site."""
 
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
@@ -19,9 +20,16 @@ Update = dict[str, npt.NDArray[np.float32]]
 EMBEDDING: Final = "transformer.token_embedding.weight"
 # So long that the rounding of weights in fp32 takes little off the gradient.
 _STEP: Final = 1024.0
+POWER: Final = 0.8
+ALPHA: Final = 0.05
 UNOBSERVABLE: Final = (
     "This run opens sums alone: the coordinator never sees what is attacked here. The figures say "
     "what it would see without secure aggregation."
+)
+
+NO_SHARED_NOISE: Final = (
+    "Sites of this run share the noise of one sum; the single site that is attacked here trained "
+    "without any, so that the figures are of a run without privacy."
 )
 
 
@@ -96,6 +104,18 @@ def sampled(source: RecordSource, count: int, rng: np.random.Generator) -> tuple
     return tuple(source[int(index)] for index in chosen)
 
 
+def one_of_each(source: RecordSource, count: int, rng: np.random.Generator) -> tuple[Record, ...]:
+    """The same, of each person (or text, where no person is named) one: they are independent."""
+    found: dict[tuple[str, str], Record] = {}
+    for index in rng.permutation(len(source)):
+        if len(found) == count:
+            break
+        record = source[int(index)]
+        unit = ("text", record.text) if record.person is None else ("person", record.person)
+        found.setdefault(unit, record)
+    return tuple(found.values())
+
+
 def judge(interval: Interval, harmful: float, *, observable: bool) -> Verdict:
     """FAIL where the measure surely reaches ``harmful``, PASS where it surely does not.
 
@@ -104,6 +124,29 @@ def judge(interval: Interval, harmful: float, *, observable: bool) -> Verdict:
     if not observable or interval.high < harmful:
         return Verdict.PASS
     return Verdict.FAIL if interval.low >= harmful else Verdict.INCONCLUSIVE
+
+
+def smallest_mean(deviation: float, harmful: float, *, most: float = 1.0) -> float:
+    """The smallest mean that ``judge`` finds harmful with ``POWER``.
+
+    Args:
+        deviation: Of the estimate.
+        harmful: As of ``judge``.
+        most: The largest that the mean can be; where that is returned, even it may escape.
+    """
+    normal = NormalDist()
+    factor = normal.inv_cdf(1 - ALPHA / 2) + normal.inv_cdf(POWER)
+    return min(harmful + factor * deviation, most)
+
+
+def notes_on(subject: Subject) -> tuple[str, ...]:
+    """What one must know of any attack on a single update of this run."""
+    return (*(() if observable(subject) else (UNOBSERVABLE,)), *shared_noise(subject))
+
+
+def shared_noise(subject: Subject) -> tuple[str, ...]:
+    """What one must know of any training of a single site of this run."""
+    return (NO_SHARED_NOISE,) if subject.config.privacy.mode == "distributed" else ()
 
 
 def observable(subject: Subject) -> bool:

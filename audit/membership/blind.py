@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from audit.intervals import AucEstimate
 from audit.membership.strata import OVERALL, Stratum, alike, auc_over, permutation_p_values
 from audit.membership.targets import BoolArray, Targets
 from audit.score_checks import FloatArray
 
-FOLDS: Final = 5
 LABELS: Final[Mapping[str, str]] = {
     "length": "length of the text",
     "zlib": "compressed length",
@@ -64,33 +62,30 @@ def _strata(name: str, targets: Targets, generator: np.random.Generator) -> list
 
 
 def _by_words(targets: Targets, generator: np.random.Generator) -> list[Stratum]:
-    """Folds, each scored by a regression that was fitted to the other folds.
+    """One half of the records, scored by a regression that was fitted to the other half.
 
-    Scores of different regressions are not compared: every fold is a stratum of its own.
+    Not by folds in turn: regressions that were fitted to each other's records have scores that
+    depend on each other, and a permutation test takes them to be independent.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
-    fold = _folds(targets.member, generator)
+    fitted = _half(targets.member, generator)
     folded = [text.casefold() for text in targets.texts]
     try:
         words = CountVectorizer(binary=True, analyzer=str.split).fit_transform(folded)
     except ValueError:  # not one word in any text
         return []
-    strata = []
-    for number in range(FOLDS):
-        here = fold == number
-        scores = _regression(words[~here], targets.member[~here], words[here])
-        strata.append(Stratum(targets.site, targets.member[here], {"words": scores}))
-    return strata
+    scores = _regression(words[fitted], targets.member[fitted], words[~fitted])
+    return [Stratum(targets.site, targets.member[~fitted], {"words": scores})]
 
 
-def _folds(member: BoolArray, generator: np.random.Generator) -> npt.NDArray[np.int64]:
-    """A fold for each record; members and others are dealt out evenly."""
-    fold = np.zeros(len(member), dtype=np.int64)
+def _half(member: BoolArray, generator: np.random.Generator) -> BoolArray:
+    """Half of the members and half of the others, at random."""
+    half = np.zeros(len(member), dtype=np.bool_)
     for side in (member, ~member):
         count = int(side.sum())
-        fold[side] = generator.permutation(np.arange(count) % FOLDS)
-    return fold
+        half[side] = generator.permutation(np.arange(count) % 2) == 0
+    return half
 
 
 def _regression(train: object, member: Sequence[bool] | BoolArray, test: object) -> FloatArray:

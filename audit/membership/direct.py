@@ -37,7 +37,7 @@ def why_not(subject: Subject) -> str:
         return "The records lie at their sites, and no site gave a histogram of its losses."
     return (
         f"No site has {MIN_PER_SIDE} members and {MIN_PER_SIDE} held-out records that are nobody "
-        "else's: set a larger audit.holdout_fraction."
+        "else's, one of each person: set a larger audit.holdout_fraction."
     )
 
 

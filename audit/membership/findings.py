@@ -26,6 +26,10 @@ ALPHA: Final = 0.05
 ALARM: Final = 0.01
 """Below this, after correction, a baseline or the control raises the alarm."""
 MIN_DRAWS: Final = 1999
+BEYOND_ALARM: Final = 5
+BEYOND_ALPHA: Final = 40
+"""Draws beyond a p-value at the threshold: so many that the draw of permutations moves it by a
+sixth, and a verdict that another seed would turn is rare."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +127,16 @@ def find(
     released = attacked(lambda site, one: observe(subject.model.model, subject, one.records))
     controls = attacked(lambda site, one: observe(control.models[site], subject, one.records))
     groups = len(targets) + 1 if len(targets) > 1 else 1
-    draws = _draws(len(names) * groups, ALPHA)
+    draws = draws_for(len(names) * groups, ALPHA, BEYOND_ALPHA)
     p_values = _corrected(permutation_p_values(released, names, generator, draws=draws))
-    sure = _draws(len(names) * groups, ALARM)
+    sure = draws_for(len(names) * groups, ALARM, BEYOND_ALARM)
     used = [name for name in names if not any(alike(s.scores[name]) for s in controls)]
     control_p = _corrected(
         permutation_p_values(controls, used, generator, draws=sure, two_sided=True) if used else {}
     )
-    blind, baselines = blind_p_values(targets, generator, draws=_draws(3 * groups, ALARM))
+    blind, baselines = blind_p_values(
+        targets, generator, draws=draws_for(3 * groups, ALARM, BEYOND_ALARM)
+    )
     blind_p = _corrected(blind)
     return Findings(
         rows=tuple(
@@ -202,6 +208,6 @@ def _corrected(p_values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str
     return dict(zip(keys, holm([p_values[key] for key in keys]), strict=True))
 
 
-def _draws(tests: int, alpha: float) -> int:
-    """So many that the smallest p-value, times the number of tests, is well below alpha."""
-    return max(MIN_DRAWS, math.ceil(5 * tests / alpha) - 1)
+def draws_for(tests: int, alpha: float, beyond: int) -> int:
+    """So many that of a p-value of alpha, after correction, ``beyond`` draws are beyond it."""
+    return max(MIN_DRAWS, math.ceil(beyond * tests / alpha) - 1)

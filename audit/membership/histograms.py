@@ -15,6 +15,7 @@ import numpy as np
 from audit.federated_counts import FederatedCounts, SiteCounts
 from audit.intervals import holm
 from audit.membership.claims import Claim, claim_of
+from audit.report.words import at_most, percent
 from audit.score_checks import FloatArray
 from audit.subject import Subject
 from audit.verdicts import (
@@ -173,7 +174,8 @@ def _decide(
         allowed = (
             "the run promised no privacy"
             if claim is None
-            else f"the claimed epsilon of {claim.epsilon:g} allows up to {claim.largest_auc:.1%}"
+            else f"the claimed epsilon of {at_most(claim.epsilon)} allows up to "
+            f"{percent(claim.largest_auc)}%"
         )
         return Verdict.FAIL, (
             "Who has the released model can tell better than by guessing who was in the training "

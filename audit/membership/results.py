@@ -24,6 +24,7 @@ from audit.membership.claims import Claim, claim_of
 from audit.membership.findings import ALARM, ALPHA, Findings, Row
 from audit.membership.pictures import interval_figure, roc_figure
 from audit.membership.strata import OVERALL, Stratum
+from audit.report.words import at_most, percent
 from audit.subject import Subject
 from audit.verdicts import Measure, SmallestEffect, Table, TestResult, Verdict
 from core.errors import ScoreError
@@ -99,9 +100,12 @@ def _leak(row: Row, claim: Claim | None) -> str:
     if claim is None:
         return sentence + "; the run promised no privacy."
     if interval.low > claim.largest_auc:
-        return sentence + f"; that is more than the claimed epsilon of {claim.epsilon:g} allows."
+        return sentence + (
+            f"; that is more than the claimed epsilon of {at_most(claim.epsilon)} allows."
+        )
     return sentence + (
-        f"; the claimed epsilon of {claim.epsilon:g} allows up to {claim.largest_auc:.1%}."
+        f"; the claimed epsilon of {at_most(claim.epsilon)} allows up to "
+        f"{percent(claim.largest_auc)}%."
     )
 
 

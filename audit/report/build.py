@@ -105,7 +105,7 @@ def assemble_report(
     known = _by_id(cards)
     tests = _records(outcome, known)
     not_run = _omissions(outcome, known)
-    gates = gates_of(config, outcome.results, cards=known.values())
+    gates = gates_of(config, outcome.results, cards=known.values(), cut=outcome.cut)
     report = Report(
         issued=issued,
         auditor=auditor,

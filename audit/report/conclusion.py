@@ -13,7 +13,10 @@ _VERDICT_ORDER: Final = tuple(Verdict)
 _LIMITS: Final = (
     "PASS means: an effect of the size that the test names would probably have been found. It "
     "does not mean that there is none.",
-    "INCONCLUSIVE is not good news: the test could not have seen the effect that matters.",
+    "INCONCLUSIVE is not good news: the test could not have decided, or it found something that "
+    "was never promised not to be there; its finding says which.",
+    "A FAIL is wrong for one sound run in 20 at the most (of conformance, one in 500), test by "
+    "test: of so many tests one may fail by chance.",
     "Attacks that nobody knows yet were not tried. Only the promise of differential privacy "
     "covers them, and only as far as its epsilon goes.",
     "The findings are about this model and this run, by the digests below, and about no other "
@@ -73,8 +76,9 @@ def _title(verdict: Verdict, counts: dict[Verdict, int], closed: int) -> str:
     if verdict is Verdict.FAIL:
         return "No privacy was promised, and none can be relied on"
     if verdict is Verdict.INCONCLUSIVE:
-        return "No problem was found, but not everything could be judged"
-    return "No problem was found"
+        undecided = _so_many(counts[Verdict.INCONCLUSIVE], "test")
+        return f"No test failed, but {undecided} came to no verdict"
+    return "No test failed"
 
 
 def _gate_words(gates: Sequence[Gate], closed: Sequence[Gate]) -> list[str]:
@@ -89,7 +93,7 @@ def _privacy_words(privacy: PrivacyStatement) -> str:
     claims = [site.epsilon for site in privacy.sites if site.epsilon is not None]
     if not privacy.private or not claims:
         return "The model was trained without a promise of privacy that covers every site."
-    delta = number(privacy.sites[0].delta)
+    delta = number(max(site.delta for site in privacy.sites))
     return (
         f"Each record was promised differential privacy with an epsilon of at most "
         f"{at_most(max(claims))} at delta {delta}, over the whole life of its site's ledger."

@@ -195,7 +195,7 @@ def epsilon_figure(sites: Sequence[SitePrivacy], results: Sequence[TestResult]) 
     """Claimed against proven epsilon on one axis; ``None`` where one of them is missing."""
     claims = [(site.site, site.epsilon) for site in sites if site.epsilon is not None]
     bounds = [
-        (f"{result.test}: {item.label}", item.value)
+        (f"proven by {result.test}", item.value)
         for result in results
         for item in result.measures
         if item.name == EPSILON_PROVEN and item.value is not None

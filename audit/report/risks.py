@@ -1,10 +1,11 @@
 """Residual risks: rows for a data-protection impact assessment."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from audit.report.document import PrivacyStatement, Risk, TestRecord
-from audit.report.words import number
+from audit.report.words import at_most
 from audit.verdicts import Tier, Verdict
 
 _SAFEGUARDS: Final[dict[Tier, str]] = {
@@ -29,7 +30,7 @@ def risks_of(
     rows = [
         *_unprotected(privacy),
         *_found(tests),
-        *_undecided(tests),
+        *_undecided(tests, privacy),
         *_standing(tests, privacy, records_at_hand),
     ]
     return tuple(row.model_copy(update={"id": f"R{n}"}) for n, row in enumerate(rows, start=1))
@@ -63,17 +64,21 @@ def _found(tests: Sequence[TestRecord]) -> Iterator[Risk]:
             )
 
 
-def _undecided(tests: Sequence[TestRecord]) -> Iterator[Risk]:
+def _undecided(tests: Sequence[TestRecord], privacy: PrivacyStatement) -> Iterator[Risk]:
     ids = tuple(test.result.test for test in tests if test.result.verdict is Verdict.INCONCLUSIVE)
     if ids:
         yield Risk(
             id="",
-            risk="Harm that these tests could not see may be there: " + ", ".join(ids) + ".",
+            risk="Harm that these tests could not rule out, or that no promise covers, may be "
+            "there: " + ", ".join(ids) + ".",
             adversary="As the tests say.",
             severity="medium",
             evidence=ids,
-            safeguard="What is promised holds whatever these tests saw.",
-            open="Test with more records or more time, or accept what is not known.",
+            safeguard="What is promised holds whatever these tests saw."
+            if privacy.private
+            else "None: nothing is promised that would hold instead.",
+            open="Read what each of them found; test with more records or more time, or accept "
+            "what is not known.",
         )
 
 
@@ -82,12 +87,12 @@ def _standing(
 ) -> Iterator[Risk]:
     claims = [site.epsilon for site in privacy.sites if site.epsilon is not None]
     if claims:
-        worst = max(claims)
+        worst, delta = max((s.epsilon, s.delta) for s in privacy.sites if s.epsilon is not None)
         yield Risk(
             id="",
-            risk="A person with several records is protected less: with two records by an epsilon "
-            f"of {number(2 * worst)} instead of {number(worst)}, with three of "
-            f"{number(3 * worst)}.",
+            risk="A person with several records is protected less than by the epsilon of "
+            f"{at_most(worst)} that protects one: with two records {_group(2, worst, delta)}, with "
+            f"three {_group(3, worst, delta)}.",
             adversary="Anyone who has the model or saw the updates.",
             severity="medium",
             evidence=(),
@@ -125,6 +130,18 @@ def _standing(
             safeguard="Their cells are suppressed, to protect who is in them.",
             open="Gather more records of these groups, or ask them.",
         )
+
+
+def _group(records: int, epsilon: float, delta: float) -> str:
+    """What is left of a promise for so many records of one person.
+
+    Source: Dwork, Roth 2014, "The Algorithmic Foundations of Differential Privacy", after
+        Theorem 2.2, for approximate privacy: k exp((k - 1) epsilon) delta.
+    """
+    logarithm = math.log(records) + (records - 1) * epsilon + math.log(delta)
+    if logarithm >= 0:
+        return "nothing is promised, as delta would reach 1"
+    return f"by one of {at_most(records * epsilon)} at a delta of {at_most(math.exp(logarithm))}"
 
 
 def row_has_gap(test: TestRecord) -> bool:

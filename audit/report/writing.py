@@ -52,8 +52,7 @@ def write_report(
         if name in files or not _PLAIN_NAME.fullmatch(name):
             raise AuditError(f"expected a plain and free name for a file, got {name!a}")
         files[name] = content
-    if folder.exists() or folder.is_symlink():
-        raise _taken(folder)
+    check_new_folder(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -67,12 +66,27 @@ def write_report(
     except OSError as error:
         if folder.exists() and temporary.exists():
             raise _taken(folder) from error
-        raise AuditError(
-            f"expected to write the report to {folder}, got: {error.strerror}",
-            hint="check the folder, its owner and the disk's space",
-        ) from error
+        raise _unwritable(folder, str(error.strerror)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Checks before hours of work what can be checked of the place for a report; writes nothing.
+
+    Raises:
+        AuditError: Something is there, or nothing can be written there.
+    """
+    try:
+        if folder.exists() or folder.is_symlink():
+            raise _taken(folder)
+        above = next(path for path in folder.absolute().parents if path.exists())
+    except OSError as error:
+        raise _unwritable(folder, str(error.strerror)) from error
+    if not above.is_dir():
+        raise _unwritable(folder, f"{above} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise _unwritable(folder, f"nobody may write to {above}")
 
 
 def read_report(folder: Path) -> Report:
@@ -103,6 +117,13 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _unwritable(folder: Path, reason: str) -> AuditError:
+    return AuditError(
+        f"expected to write the report to {folder}, got: {reason}",
+        hint="check the folder, its owner and the disk's space",
+    )
 
 
 def _taken(folder: Path) -> AuditError:

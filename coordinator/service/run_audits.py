@@ -22,8 +22,9 @@ from coordinator.service.service_grid import ServiceGrid
 from core.audit_messages import AUDIT_FILE, AuditOrder, audit_order
 from core.blueprint import training_terms
 from core.digests import arrays_digest
-from core.errors import CloisterError, RunError, ServiceError
+from core.errors import CloisterError, LogTamperedError, MessageError, RunError, ServiceError
 from core.wire.documents import CountsStatus
+from privacy.log_witnesses import LogHolder
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +156,7 @@ class RunAudits:
             if reply.spent.epsilon is not None:
                 self._spent(reply.site, reply.spent.epsilon)
         status = self._keep(released, order, gathered)
-        signed = {name: reply.cosignature for name, reply in gathered.replies.items()}
-        keep_signatures(released.run, holder, signed)
+        keep_signatures(released.run, holder, _signed(holder, gathered))
         return status
 
     def _keep(self, released: Released, order: AuditOrder, gathered: Gathered) -> CountsStatus:
@@ -182,6 +182,19 @@ def _order(released: Released, run_id: str, *, attempt: int) -> AuditOrder:
         arrays_digest=arrays_digest(released.state.arrays),
         site=released.config.sites[0].name,
     )
+
+
+def _signed(holder: LogHolder, gathered: Gathered) -> dict[str, str]:
+    """What sites signed of this log; one that signed another does not spoil the others'."""
+    found = {}
+    for name, reply in gathered.replies.items():
+        try:
+            if reply.cosignature:
+                holder.accept(name, reply.cosignature)
+                found[name] = reply.cosignature
+        except (LogTamperedError, MessageError) as error:
+            logger.warning("site %s did not sign the run's log: %s", name, error.message)
+    return found
 
 
 def _failed(run_id: str, reason: str) -> CountsStatus:

@@ -90,7 +90,9 @@ def check_report(deployment: Deployment, exported: Path, ann: Path) -> None:
     )
     assert audited.returncode == 4, audited.stderr  # this suite proves no bound
     report = json.loads(audited.stdout)
-    assert {test["result"]["verdict"] for test in report["tests"]} == {"PASS"}
+    verdicts = {test["result"]["test"]: test["result"]["verdict"] for test in report["tests"]}
+    assert verdicts.pop("C9") == "INCONCLUSIVE"  # two sites gave no counts
+    assert set(verdicts.values()) == {"PASS"}
     folder = exported / "audit-conformance"
     verified = deployment.ok("audit", "verify", folder, "--trust", ann / "auditor.json", "--json")
     assert list(json.loads(verified.stdout)["cosigned"]) == ["north"]

@@ -1,9 +1,12 @@
 """From a simulated run to an audit's folder that anyone can verify, over the real files of both."""
 
+import json
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,12 @@ from audit.report.document import sign_report
 from audit.report.writing import report_files, write_report
 from audit.subject import open_subject
 from audit.suite import SuiteOutcome
-from core.errors import AttestationError, LogTamperedError, SiteKeyError
+from core.audit_seed import AuditSeed
+from core.config import FederationConfig, config_digest
+from core.config_files import parse_config
+from core.digests import canonical_json
+from core.errors import AttestationError, LogTamperedError, SiteKeyError, SubjectError
+from core.run_record import beginning_of
 from privacy.ledger import Ledger
 from privacy.signing import SiteKey
 from tests.support.audited import simulated_run
@@ -110,3 +118,60 @@ def test_a_damaged_document_of_the_log_is_named(run: Path, name: str) -> None:
         (run / name).write_bytes(damaged)
         with pytest.raises(AttestationError):
             read_log(run)
+
+
+def edited(path: Path, change: Callable[[Any], None]) -> None:
+    document = json.loads(path.read_bytes())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_gates_chosen_after_the_run_are_refused(run: Path) -> None:
+    """With a digest that fits them, and without."""
+
+    def no_gates(header: Any) -> None:
+        header["config"]["audit"]["gates"]["conformance"] = False
+        config = parse_config(FederationConfig, header["config"], origin="a test")
+        header["config_digest"] = config_digest(config)
+
+    edited(run / "run.json", no_gates)
+    with pytest.raises(SubjectError, match=r"run\.json and terms\.json"):
+        open_subject(run)
+
+
+def test_a_seed_chosen_after_the_run_is_refused(run: Path) -> None:
+    (run / "audit.seed").unlink()
+    commitment = AuditSeed.of_folder(run).commitment
+    edited(run / "run.json", lambda header: header.update(audit_commitment=commitment))
+    with pytest.raises(SubjectError, match=r"run\.json and terms\.json"):
+        open_subject(run)
+
+
+def test_a_site_left_out_of_the_terms_is_missed(run: Path) -> None:
+    edited(run / "terms.json", lambda terms: terms.pop(min(terms)))
+    with pytest.raises(SubjectError, match=r"run\.json and terms\.json"):
+        open_subject(run)
+
+
+def test_terms_with_other_constants_are_refused(run: Path) -> None:
+    edited(run / "terms.json", lambda terms: terms[min(terms)].update(noise_multiplier=99.0))
+    with pytest.raises(SubjectError, match=r"run\.json and terms\.json"):
+        open_subject(run)
+
+
+def test_a_first_line_written_anew_is_not_what_was_signed(run: Path) -> None:
+    edited(run / "terms.json", lambda terms: terms[min(terms)].update(noise_multiplier=99.0))
+    path = run / "record.jsonl"
+    lines = path.read_bytes().splitlines()
+    lines[0] = canonical_json({"kind": "begun", **beginning_of(run)})
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    open_subject(run)
+    with pytest.raises(LogTamperedError):
+        read_log(run)
+
+
+def test_a_record_without_a_beginning_is_not_audited(run: Path) -> None:
+    path = run / "record.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    with pytest.raises(SubjectError, match="older version"):
+        open_subject(run)

@@ -112,6 +112,16 @@ def test_the_file_belongs_to_the_run(run: Path, tmp_path: Path) -> None:
             counts_for(subject)
 
 
+def test_counts_that_claim_less_noise_are_refused(run: Path) -> None:
+    subject = open_subject(run)
+    order, found = order_of(subject, 5), ask(subject, attempt=5)
+    for changes in ({"scale": None}, {"scale": 0.1}, {"task_digest": "1" * 64}):
+        lie = found.replies["north"].model_copy(update=changes)
+        write_counts(run, order, Gathered({**found.replies, "north": lie}, {}))
+        with pytest.raises(SubjectError, match="under noise of scale 4"):
+            counts_for(subject)
+
+
 def test_without_privacy_the_counts_are_those_of_the_records(tmp_path: Path) -> None:
     run = simulated_run(
         tmp_path,

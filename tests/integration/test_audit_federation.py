@@ -3,17 +3,21 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from audit.federation.backdoor import Backdoor
 from audit.federation.embedding_rows import EmbeddingRows
-from audit.federation.gradient_span import GradientSpan
-from audit.federation.property_inference import PropertyInference
+from audit.federation.gradient_span import GradientSpan, recovered_share
+from audit.federation.property_inference import PropertyInference, told_apart
 from audit.federation.snapshots import Snapshots
 from audit.federation.source import SourceInference
+from audit.federation.updates import NO_SHARED_NOISE, judge, notes_on, one_of_each, smallest_mean
+from audit.intervals import clopper_pearson, permutation_p, wilson
 from audit.subject import Subject, open_subject
-from audit.verdicts import AuditTest, Budget, NotRun, TestResult, Verdict
+from audit.verdicts import AuditTest, Budget, Interval, NotRun, TestResult, Verdict
 from core.config_sections import SecureAggregationSection
+from core.data.records import Record
 from tests.support.audited import simulated_run
 from tests.support.federation import FEDERATION
 
@@ -148,6 +152,121 @@ def test_who_has_no_time_decides_nothing(in_the_open: Subject, test: AuditTest) 
 
     assert isinstance(outcome, TestResult)
     assert outcome.verdict is Verdict.INCONCLUSIVE
+
+
+def test_tokens_of_one_record_are_no_independent_evidence() -> None:
+    # Half of the records in full, half of them not at all: twelve facts, and not 480.
+    counts = np.array([(40.0 * (number % 2), 40.0) for number in range(12)])
+
+    found = recovered_share(counts, np.random.default_rng(0))
+    alone = wilson(240, 480)
+    assert found.high - found.low > 4 * (alone.high - alone.low)
+
+
+@pytest.mark.parametrize("hits", [0.0, 30.0])
+def test_records_that_are_all_alike_are_no_certainty(hits: float) -> None:
+    counts = np.array([(hits, 30.0)] * 12)
+
+    found = recovered_share(counts, np.random.default_rng(0))
+    exact = clopper_pearson(12 if hits else 0, 12)
+    assert (found.low, found.high) == (exact.low, exact.high)
+
+
+def test_three_records_without_a_hit_are_too_few_to_pass() -> None:
+    found = recovered_share(np.array([(0.0, 30.0)] * 3), np.random.default_rng(0))
+
+    assert judge(found, 0.5, observable=True) is Verdict.INCONCLUSIVE
+
+
+def test_shadow_sites_that_do_not_differ_are_told_apart_as_often_as_alpha_says() -> None:
+    rng = np.random.default_rng(1)
+    kinds = np.arange(24) % 2
+    found = []
+    for _ in range(200):
+        right, by_chance = told_apart(rng.standard_normal((24, 128)), kinds, rng)
+        found.append(permutation_p(right, by_chance) <= 0.05)
+
+    assert np.mean(found) <= 0.10  # three deviations above 5 %
+
+
+def test_shadow_sites_that_differ_are_told_apart() -> None:
+    rng = np.random.default_rng(2)
+    kinds = np.arange(24) % 2
+
+    right, by_chance = told_apart(rng.standard_normal((24, 128)) + kinds[:, None], kinds, rng)
+    assert right >= 22
+    assert permutation_p(right, by_chance) <= 0.001
+
+
+@pytest.mark.parametrize(
+    ("right", "verdict", "words"),
+    [
+        ((550, 415), Verdict.INCONCLUSIVE, "give away which site"),
+        ((530, 480), Verdict.PASS, "hardly gives away"),
+        ((500, 500), Verdict.PASS, "was not seen"),
+        ((700, 300), Verdict.FAIL, "can tell"),
+    ],
+)
+def test_what_surely_leaks_is_said_whatever_the_verdict(
+    in_the_open: Subject, right: tuple[int, int], verdict: Verdict, words: str
+) -> None:
+    counts = {"members": right[0] * 4, "held_out": right[1] * 4}
+    asked = (4000, 4000)
+    if verdict is Verdict.INCONCLUSIVE:
+        counts, asked = {"members": right[0], "held_out": right[1]}, (1000, 1000)
+    result = SourceInference()._result(in_the_open, counts, *asked, 3)
+
+    assert result.verdict is verdict
+    assert words in result.headline
+
+
+def test_a_person_brings_one_record() -> None:
+    records = [Record(f"text {n}", person=f"person {n % 3}") for n in range(30)]
+    records += [Record("twice"), Record("twice")]
+
+    chosen = one_of_each(records, 100, np.random.default_rng(0))
+    assert sorted(record.person or "" for record in chosen) == [
+        *("", "person 0", "person 1", "person 2")
+    ]
+    assert len(one_of_each(records, 2, np.random.default_rng(0))) == 2
+
+
+def test_the_smallest_effect_is_found_as_often_as_is_said() -> None:
+    rng = np.random.default_rng(3)
+    drawn = rng.normal(smallest_mean(0.05, 0.5), 0.05, 4000)
+    found = [
+        judge(
+            Interval(low=d - 1.96 * 0.05, high=d + 1.96 * 0.05, confidence=0.95, method="normal"),
+            0.5,
+            observable=True,
+        )
+        for d in drawn.tolist()
+    ]
+
+    assert abs(found.count(Verdict.FAIL) / 4000 - 0.8) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("test", "harmful"),
+    [(EmbeddingRows(), 0.6), (GradientSpan(), 0.5), (SourceInference(), 0.1), (Snapshots(), 0.6)],
+    ids=lambda given: given.card.id if hasattr(given, "card") else "",
+)
+def test_what_would_have_been_found_lies_beyond_what_is_harmful(
+    private: Subject, test: AuditTest, harmful: float
+) -> None:
+    effect = found(test, private).smallest_effect
+
+    assert effect is not None
+    assert effect.value > harmful
+    assert effect.power == 0.8
+
+
+def test_a_single_site_of_shared_noise_is_said_to_have_none(private: Subject) -> None:
+    privacy = private.config.privacy.model_copy(update={"mode": "distributed"})
+    config = private.config.model_copy(update={"privacy": privacy})
+
+    assert NO_SHARED_NOISE in notes_on(replace(private, config=config))
+    assert NO_SHARED_NOISE not in notes_on(private)
 
 
 def test_the_same_subject_gives_the_same_result(in_the_open: Subject, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from audit.attestation.bundle import REPORT_FILE, attestation_files
 from audit.attestation.evidence import Evidence, ModelFacts
-from audit.report.document import Report, report_bytes, sign_report
+from audit.report.document import Identity, Report, report_bytes, sign_report
 from audit.report.writing import report_files
 from core.digests import canonical_json
 from core.messages import LedgerHead
@@ -43,7 +43,7 @@ def audited_run(folder: Path, key: SiteKey, *, rounds: int = 3) -> AuditedRun:
             site: stack.enter_context(Ledger.open(folder / f"{site}.sqlite", site=site))
             for site in AT_HAND
         }
-        record = _record(opened, report.identity.model_digest, rounds)
+        record = _record(opened, report.identity, rounds)
         ask = {site: partial(witness, ledger) for site, ledger in opened.items()}
         log = co_sign(LogHolder(RUN, log_key, record), ask)
         ledgers = {site: ledger.entries() for site, ledger in opened.items()}
@@ -77,14 +77,21 @@ def _with_heads(report: Report, ledgers: Mapping[str, tuple[Entry, ...]]) -> Rep
     return report.model_copy(update={"identity": identity})
 
 
-def _record(ledgers: Mapping[str, Ledger], digest: str, rounds: int) -> bytes:
-    lines = []
+def _record(ledgers: Mapping[str, Ledger], identity: Identity, rounds: int) -> bytes:
+    beginning = {
+        "kind": "begun",
+        "config_digest": identity.config_digest,
+        "task_digest": identity.task_digest,
+        "audit_commitment": identity.audit_commitment,
+        "gates": federation().audit.gates.model_dump(mode="json"),
+    }
+    lines = [canonical_json(beginning)]
     for number in range(1, rounds + 1):
         heads: dict[str, LedgerHead] = {n: debit(le, number) for n, le in ledgers.items()}
         line = {
             "kind": "round",
             "server_round": number,
-            "weights_digest": digest if number == rounds else "0" * 64,
+            "weights_digest": identity.model_digest if number == rounds else "0" * 64,
             "ledger_heads": {site: head.model_dump() for site, head in heads.items()},
         }
         lines.append(canonical_json(line))

@@ -31,6 +31,7 @@ from audit.verdicts import (
     TestResult,
     Verdict,
 )
+from core.audit_seed import AuditSeed
 from core.config import FederationConfig
 from core.config_files import parse_config
 from core.messages import LedgerHead
@@ -228,7 +229,9 @@ def _one_run() -> TestResult:
                 limit=8.4021,
             ),
             Measure(
-                name="epsilon-estimate-gdp", label="Estimate by GDP, no proof", value=3.0123456
+                name="epsilon-estimate-gaussian",
+                label="Estimate by Gaussian DP, no proof",
+                value=3.0123456,
             ),
         ),
         smallest_effect=SmallestEffect(measure="epsilon", value=2.9, power=0.8, alpha=0.05),
@@ -452,7 +455,7 @@ def _identity() -> Identity:
             )
             for name, size in (("lakeside", 1200), ("mercy", 4000), ("riverside", 2500))
         ),
-        audit_commitment=_DIGESTS[6],
+        audit_commitment=AuditSeed(bytes.fromhex(_DIGESTS[7])).commitment,
         audit_seed=_DIGESTS[7],
     )
 

@@ -14,8 +14,11 @@ from audit.attestation.bundle import FILES, MANIFEST_FILE, attestation_files, pa
 from audit.attestation.dsse import PAYLOAD_TYPE, open_statement, seal_statement
 from audit.attestation.receipt import make_receipt, parse_receipt
 from audit.attestation.verify import verify_audit
-from audit.report.document import parse_report, sign_report, verify_report
+from audit.gates import Gate
+from audit.report.document import TestRecord, parse_report, sign_report, verify_report
 from audit.report.writing import report_files, write_report
+from audit.verdicts import TestResult, Verdict
+from core.digests import sha256_hex
 from core.errors import AttestationError, LogTamperedError, SignerError
 from core.messages import encode
 from privacy.signing import SiteKey, envelope_encoding, sign_document
@@ -50,8 +53,8 @@ def verify(folder: Path, **changes: object) -> object:
 def test_an_audit_s_folder_verifies_and_says_what_it_holds(run: AuditedRun, original: Path) -> None:
     found = verify_audit(original, trusted={KEY.public_hex}, at=NOW)
     assert found.report == run.report
-    assert found.cosigned == {"lakeside": 3, "mercy": 3}
-    assert found.log_size == 3
+    assert found.cosigned == {"lakeside": 4, "mercy": 4}
+    assert found.log_size == 4
     assert not found.receipt.released
     assert {path.name for path in original.iterdir()} == FILES | {MANIFEST_FILE}
 
@@ -137,7 +140,7 @@ def test_an_auditor_cannot_cut_change_or_fork_the_log(run: AuditedRun, tmp_path:
     forgeries = (
         b"".join(lines[:-1]),
         b"".join(lines[1:]),
-        b"".join([lines[1], lines[0], lines[2]]),
+        b"".join([lines[1], lines[0], *lines[2:]]),
         run.evidence.record.replace(b'"server_round":1', b'"server_round":7'),
         run.evidence.record[:-1],
     )
@@ -153,7 +156,7 @@ def test_nor_can_he_with_the_log_key_against_the_sites(run: AuditedRun, tmp_path
 
     record = run.evidence.record.replace(b'"server_round":1', b'"server_round":7')
     root = root_of([leaf_hash(line) for line in record.splitlines()])
-    checkpoint = sign_checkpoint(run.log_key, run.report.identity.run_id, 3, root)
+    checkpoint = sign_checkpoint(run.log_key, run.report.identity.run_id, 4, root)
     log = run.evidence.log.model_copy(update={"checkpoint": checkpoint})
     with pytest.raises(LogTamperedError, match="expected the log that site lakeside signed"):
         verify(resigned(run, tmp_path, record=record, log=log))
@@ -308,11 +311,119 @@ def test_an_envelope_of_another_type_or_key_is_refused(original: Path) -> None:
         open_statement(seal_statement({"_type": "other"}, KEY), KEY.public_hex)
 
 
+def redrawn(run: AuditedRun, **changes: object) -> AuditedRun:
+    """With another report, signed anew and drawn anew."""
+    report = sign_report(run.report.model_copy(update=changes), KEY)
+    return replace(run, report=report, drawn=report_files(report))
+
+
+def all_passed(run: AuditedRun) -> tuple[Gate, ...]:
+    return tuple(gate.model_copy(update={"passed": True}) for gate in run.report.gates)
+
+
+def without_a_gap(test: TestRecord) -> TestRecord:
+    measures = [item.model_dump() for item in test.result.measures]
+    for item in measures:
+        if item["name"] == "accuracy-gap":
+            item["interval"]["low"] = 0.01
+    result = {**test.result.model_dump(), "measures": measures}
+    return test.model_copy(update={"result": TestResult.model_validate(result, strict=False)})
+
+
 def test_a_released_model_s_receipt_says_so(run: AuditedRun, tmp_path: Path) -> None:
-    gates = tuple(gate.model_copy(update={"passed": True}) for gate in run.report.gates)
-    report = sign_report(run.report.model_copy(update={"gates": gates}), KEY)
-    folder = write_audit(tmp_path / "released", replace(run, report=report))
+    tests = tuple(without_a_gap(test) for test in run.report.tests)
+    gates = tuple(
+        gate.model_copy(update={"measured": 0.01}) if gate.name == "max_gap" else gate
+        for gate in all_passed(run)
+    )
+    folder = write_audit(tmp_path / "released", redrawn(run, gates=gates, tests=tests))
     assert verify_audit(folder, trusted={KEY.public_hex}, at=NOW).receipt.released
+
+
+def test_an_auditor_cannot_call_a_gate_passed_that_failed(run: AuditedRun, tmp_path: Path) -> None:
+    with pytest.raises(AttestationError, match="expected the gate max_gap to fail"):
+        verify(write_audit(tmp_path / "forged", redrawn(run, gates=all_passed(run))))
+
+
+def test_nor_leave_one_out_or_choose_its_limit(run: AuditedRun, tmp_path: Path) -> None:
+    fewer = tuple(gate for gate in run.report.gates if gate.passed)
+    wider = tuple(
+        gate.model_copy(update={"limit": 0.9, "passed": True}) if gate.name == "max_gap" else gate
+        for gate in run.report.gates
+    )
+    for name, gates in (("none", ()), ("fewer", fewer), ("wider", wider)):
+        with pytest.raises(AttestationError, match="the gates that the run began with"):
+            verify(write_audit(tmp_path / name, redrawn(run, gates=gates)))
+
+
+@pytest.mark.parametrize("name", ["config_digest", "task_digest", "audit_commitment"])
+def test_nor_put_another_configuration_under_the_run(
+    run: AuditedRun, tmp_path: Path, name: str
+) -> None:
+    identity = run.report.identity.model_copy(update={name: "e" * 64})
+    with pytest.raises(LogTamperedError, match=name):
+        verify(write_audit(tmp_path / "forged", redrawn(run, identity=identity)))
+
+
+def test_nor_show_another_seed(run: AuditedRun, tmp_path: Path) -> None:
+    identity = run.report.identity.model_copy(update={"audit_seed": "e" * 64})
+    with pytest.raises(AttestationError, match="the seed that the run committed to"):
+        verify(write_audit(tmp_path / "forged", redrawn(run, identity=identity)))
+
+
+def test_nor_write_a_better_first_page(run: AuditedRun, tmp_path: Path) -> None:
+    conclusion = run.report.conclusion.model_copy(update={"verdict": Verdict.PASS})
+    with pytest.raises(AttestationError, match="expected the verdict FAIL"):
+        verify(write_audit(tmp_path / "forged", redrawn(run, conclusion=conclusion)))
+
+
+def test_nor_draw_another_page_than_the_report(run: AuditedRun, tmp_path: Path) -> None:
+    for name, word in (("report.html", b"FAIL"), ("report.md", b"FAIL"), ("junit.xml", b"failure")):
+        drawn = {**run.drawn, name: run.drawn[name].replace(word, b"PASS")}
+        assert drawn != run.drawn
+        with pytest.raises(AttestationError, match=f"expected {name} as it is drawn"):
+            verify(write_audit(tmp_path / name, replace(run, drawn=drawn)))
+
+
+def signed_anew(folder: Path, name: str, data: bytes) -> Path:
+    """The folder with another file, under a manifest by the same auditor."""
+    (folder / name).write_bytes(data)
+    manifest = parse_manifest((folder / MANIFEST_FILE).read_bytes())
+    files = tuple(
+        item.model_copy(update={"sha256": sha256_hex(data)}) if item.name == name else item
+        for item in manifest.files
+    )
+    unsigned = manifest.model_copy(update={"files": files})
+    signature = sign_document(KEY, "audit-manifest", unsigned)
+    signed = unsigned.model_copy(update={"signature": signature})
+    (folder / MANIFEST_FILE).write_bytes(encode(signed))
+    return folder
+
+
+def test_nor_attest_what_the_report_does_not_say(original: Path, folder: Path) -> None:
+    data = (folder / "attestation.json").read_bytes()
+    for name, value in (("result", "PASSED"), ("failedTests", []), ("passedTests", ["B1"])):
+        statement = open_statement(data, KEY.public_hex)
+        statement["predicate"][name] = value
+        with pytest.raises(AttestationError, match="what this report says"):
+            verify(signed_anew(folder, "attestation.json", seal_statement(statement, KEY)))
+    verify(signed_anew(folder, "attestation.json", data))
+
+
+def test_nor_write_a_cheaper_receipt(folder: Path) -> None:
+    receipt = parse_receipt((folder / "receipt.json").read_bytes())
+    first, *others = receipt.sites
+    for changes in (
+        {"mode": "none"},
+        {"unit": "user"},
+        {"neighbouring": "replace_one"},
+        {"sites": (first.model_copy(update={"events": ()}), *others)},
+        {"sites": (first.model_copy(update={"private": False}), *others)},
+    ):
+        lie = receipt.model_copy(update=changes)
+        signed = lie.model_copy(update={"signature": sign_document(KEY, "privacy-receipt", lie)})
+        with pytest.raises(AttestationError, match="as in the report"):
+            verify(signed_anew(folder, "receipt.json", encode(signed)))
 
 
 def test_a_report_of_another_key_is_not_attested(run: AuditedRun) -> None:

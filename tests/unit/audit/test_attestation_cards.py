@@ -90,7 +90,7 @@ def test_the_model_card_says_what_the_report_says() -> None:
     _, body = card()
     assert "**Audit: FAIL.**" in body
     assert "Not released: a gate failed." in body
-    assert f"| mercy | {number(8.4021)} | 1e-05 |" in body
+    assert f"| mercy | {number(8.4021)} | 1e-5 |" in body
     assert f"SHA-256 `{sha256_hex(JSON)}`" in body
     for test in REPORT.tests:
         assert f"| {test.result.verdict.value} |" in body

@@ -171,6 +171,39 @@ def test_labels_that_differ_by_group_are_found_before_training_and_equal_ones_ar
     assert judge_data(fair, subject).verdict is Verdict.PASS  # type: ignore[arg-type]
 
 
+def test_a_gap_in_the_labels_that_may_be_chance_remains_open_in_words_too() -> None:
+    planted = group_counts(
+        np.random.default_rng(7),
+        [[1.0, 1.0]],
+        (60, 60),
+        attributes=TWO,
+        base_rates=(0.3, 0.5),
+    )
+    found = judge_data(planted, judged())  # type: ignore[arg-type]
+    gap = next(m for m in found.measures if m.name == "label-gap")
+
+    assert gap.value is not None
+    assert gap.value > 0.1  # the tolerance
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert "remains open" in found.headline
+    assert "not surely" in found.headline
+
+
+def test_limits_are_held_against_the_surest_gap_and_not_the_widest() -> None:
+    accuracies = [[0.95, 0.80, 0.75, 0.95]]
+    counts = group_counts(np.random.default_rng(8), accuracies, (4000, 4000, 40, 40))
+    result = groups(counts)
+    rows = [row for row in result.tables[0].rows if row[1] == "accuracy"]
+    surest, widest = (max(rows, key=lambda row: float(row[n] or 0.0)) for n in (5, 4))
+    gap = result.measures[0]
+
+    assert surest[2:4] == ("b", "a")
+    assert "c" in widest[2:4]
+    assert gap.interval is not None
+    assert gap.interval.low == pytest.approx(surest[5], abs=1e-6)
+    assert gap.interval.low > 0.1
+
+
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 4.0])
 def test_intervals_of_noised_counts_cover(epsilon: float) -> None:
     covered, total = _coverage(epsilon, runs=300)
@@ -212,3 +245,10 @@ def _coverage(epsilon: float, *, runs: int, forget: bool = False) -> tuple[int, 
 def _forgetful(rate: Rate) -> Rate:
     trials = max(rate.trials, 1)
     return Rate(min(max(rate.successes, 0), trials), trials)
+
+
+def test_the_range_over_sites_is_held_against_no_limit_that_it_is_not_judged_by() -> None:
+    counts = group_counts(np.random.default_rng(9), [[0.8] * 2] * 3, (900, 900), attributes=TWO)
+    found = next(m for m in sites(counts).measures if m.name == "site-accuracy-range")
+
+    assert found.limit is None

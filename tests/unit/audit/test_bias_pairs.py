@@ -106,6 +106,15 @@ def test_a_planted_effect_of_a_word_is_found(
     assert judge_swap(planted, judged()).verdict is verdict  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("worse", "whom"), [(0.2, "men"), (-0.2, "women")])
+def test_the_headline_says_whom_a_word_favours(worse: float, whom: str) -> None:
+    planted = effects(np.random.default_rng(0), worse=worse, changed=0.01)
+    headline = judge_swap(planted, judged()).headline  # type: ignore[arg-type]
+
+    assert headline.endswith(f"points in favour of {whom}.")
+    assert "-" not in headline
+
+
 def test_a_language_model_that_prefers_men_in_55_percent_is_flagged_and_a_fair_one_is_not() -> None:
     verdicts = {}
     for share in (0.5, 0.55):
@@ -178,8 +187,11 @@ def test_an_identity_is_the_longest_that_a_text_names() -> None:
 
 def test_crows_pairs_are_read_with_the_stereotype_first(tmp_path: Path) -> None:
     file = tmp_path / "crows_pairs_anonymized.csv"
-    file.write_text(HEADER + '"a, b",c,stereo,gender,w1\nd,e,antistereo,age,w2\n')
-    assert read_crows_pairs(tmp_path)[0] == Pair("a, b", "c", "w1", "gender")
+    quoted = '"he said ""a, b"".","c ""d""",antistereo,age,w2\n'
+    file.write_text(HEADER + '"a, b",c,stereo,gender,w1\n' + quoted)
+    first, second = read_crows_pairs(tmp_path)
+    assert first == Pair("a, b", "c", "w1", "gender")
+    assert second == Pair('he said "a, b".', 'c "d"', "w2", "age")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,13 @@ from audit.bias.calibration import calibration_error
 from audit.bias.crows_pairs import CrowsPairs
 from audit.bias.data import Data
 from audit.bias.groups import Groups
-from audit.bias.mitigation import Mitigation, Unseen, best_temperature, remedies
+from audit.bias.mitigation import (
+    Mitigation,
+    Unseen,
+    best_temperature,
+    judge_remedies,
+    remedies,
+)
 from audit.bias.price import Paired, Price, judge_price
 from audit.bias.rates import Sums, metrics_of
 from audit.bias.sites import Sites
@@ -17,7 +23,7 @@ from audit.bias.swap import Swap
 from audit.bias.tallies import counts_of_scored, scored_sites, tallies_of
 from audit.subject import Subject, open_subject
 from audit.suite import run_suite
-from audit.verdicts import NotRun, TestResult, Verdict
+from audit.verdicts import NotRun, Table, TestResult, Verdict
 from tests.support.audited import simulated_run
 from tests.support.planted_bias import group_counts, judged
 
@@ -175,3 +181,76 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> N
     right = np.arange(1000) % 10 < 7
     assert calibration_error(np.full(1000, 0.7), right) == pytest.approx(0.0)
     assert calibration_error(np.full(1000, 0.95), right) == pytest.approx(0.25)
+
+
+def table(*rows: tuple[str, float, float, float, float, float, float]) -> Table:
+    """Remedies for two groups; the gap is as it follows from the rates."""
+    return Table(
+        title="flu against the rest, by sex",
+        columns=(
+            *("remedy", "accuracy", "gap in TPR", "TPR a", "TPR b", "accuracy a", "accuracy b"),
+        ),
+        rows=rows,
+    )
+
+
+RELEASED = ("as released", 0.94, 0.44, 0.79, 0.35, 0.95, 0.93)
+LEVELLED_DOWN = ("threshold by group", 0.93, 0.01, 0.35, 0.36, 0.93, 0.93)
+RAISED = ("reweighting", 0.93, 0.24, 0.78, 0.54, 0.94, 0.92)
+COSTLY = ("threshold by group", 0.85, 0.04, 0.79, 0.75, 0.91, 0.89)
+
+
+def test_a_remedy_that_levels_a_group_down_is_not_praised() -> None:
+    found = judge_remedies([table(RELEASED, LEVELLED_DOWN, RAISED)])
+
+    assert "reweighting narrows" in found.headline
+    assert "from 0.440 to 0.240" in found.headline
+    assert "overall accuracy goes from 0.940 to 0.930" in found.headline
+    assert next(m.value for m in found.measures if m.name == "gap-removed") == pytest.approx(0.2)
+    assert any(
+        "Passed over: threshold by group" in note and "TPR a" in note and "0.790 to 0.350" in note
+        for note in found.notes
+    )
+
+
+@pytest.mark.parametrize("remedy", [LEVELLED_DOWN, COSTLY])
+def test_where_each_remedy_does_harm_none_is_named(
+    remedy: tuple[str, float, float, float, float, float, float],
+) -> None:
+    found = judge_remedies([table(RELEASED, remedy)])
+
+    assert "without harm" in found.headline
+    assert found.measures == ()
+
+
+def test_what_a_remedy_costs_each_group_is_measured() -> None:
+    planted = unseen(np.random.default_rng(0))
+    decisions, _ = remedies(planted, "sex", ("no", "yes"))
+
+    show = ~planted.fitting
+    right = planted.probabilities.argmax(axis=1) == planted.labels
+    for name in ("a", "b"):
+        column = decisions.columns.index(f"accuracy {name}")
+        who = show & (planted.groups == name)
+        assert decisions.rows[0][column] == pytest.approx(right[who].mean(), abs=1e-6)
+
+
+def test_records_of_one_person_say_no_more_of_prices_than_the_person() -> None:
+    once = paired(np.random.default_rng(5), (0.2, 0.2), count=400)
+    copies = [np.tile(values, 8) for values in (once.private, once.twin, once.persons)]
+    groups = tuple((name, value, np.tile(who, 8)) for name, value, who in once.groups)
+    many = Paired(*copies, groups=groups)
+
+    effects = [judge_price(each, judged()).smallest_effect for each in (once, many)]  # type: ignore[arg-type]
+    assert effects[0] is not None
+    assert effects[1] is not None
+    assert effects[1].value == pytest.approx(effects[0].value)
+
+
+def test_a_price_that_cannot_be_judged_remains_open_in_words_too() -> None:
+    few = paired(np.random.default_rng(0), (0.2, 0.1), count=80)
+    found = judge_price(few, judged())  # type: ignore[arg-type]
+
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert "remains open" in found.headline
+    assert "remains open" not in price(0, (0.2, 0.2)).headline

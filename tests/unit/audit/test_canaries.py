@@ -360,6 +360,29 @@ def test_perfect_guesses_break_a_small_claim_and_only_that():
     assert "could not have refuted" in unrefuted.headline
 
 
+def test_what_is_seen_without_being_proven_is_not_called_unseen():
+    rng = np.random.default_rng(0)
+    included = np.arange(60) % 2 == 0
+    evenly = torch.special.ndtri((torch.arange(30, dtype=torch.float64) + 0.5) / 30).numpy()
+    scores = np.repeat(evenly, 2) + 0.6 * included
+    found = judge("D3", Claim(None, 1e-5, 1, None), scores, included, planted="planted sites")
+
+    assert measured(found, "epsilon-proven").value == 0
+    assert measured(found, "canary-auc").interval.low > 0.5
+    assert "told better than by guessing" in found.headline
+    blind = judge("D3", Claim(None, 1e-5, 1, None), rng.normal(size=60), included)
+    assert "no planted record was seen" in blind.headline
+
+
+@pytest.mark.parametrize("test", [WhiteBoxCanaries(), BlackBoxCanaries()])
+def test_how_few_records_stand_beside_the_canaries_is_declared(subject, test):
+    assert any("No more of the site's own records" in words for words in test.card.assumes)
+    planting = planting_at(subject, 64, purpose="white-box")
+    examples = canary_examples(planting.reserved, length=1, labels=[0] * planting.count)
+    records = plant(planting, examples)
+    assert len(records) - int(planting.included.sum()) <= planting.count
+
+
 def test_guesses_the_wrong_way_round_prove_nothing():
     included = np.arange(200) % 2 == 0
     scores = -(included.astype(float) + np.linspace(0, 0.1, 200))

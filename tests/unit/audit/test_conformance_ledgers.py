@@ -189,6 +189,25 @@ def test_a_record_whose_spent_budget_falls_is_found_without_a_ledger(subject: Su
     assert verdict(ChargedSteps(), away) is Verdict.FAIL
 
 
+def test_a_site_that_refused_every_round_is_not_missed(subject: Subject) -> None:
+    absent = with_ledger(subject, "north", ledger=None)
+    assert verdict(ChargedSteps(), absent) is Verdict.INCONCLUSIVE
+    lines = [
+        {
+            **line,
+            "used": [name for name in line["used"] if name != "north"],
+            **{key: without_north(line[key]) for key in ("spent", "ledger_heads")},
+        }
+        for line in absent.record.lines
+    ]
+    refused = replace(absent, record=replace(absent.record, lines=lines))
+    assert verdict(ChargedSteps(), refused) is Verdict.PASS
+
+
+def without_north(by_site: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in by_site.items() if name != "north"}
+
+
 def test_a_claim_must_count_earlier_runs(subject: Subject) -> None:
     def after_another(rounds: list[Played]) -> list[Played]:
         return [*(replace(one, run_id=OTHER_RUN) for one in rounds), *rounds]

@@ -18,6 +18,7 @@ from audit.extraction.exposure import (
     REFERENCES,
     Exposed,
     Exposure,
+    allowed_bits,
     exposed,
     exposure_result,
     rank_sum_p_value,
@@ -206,6 +207,21 @@ def test_the_verdict_follows_the_single_record(ranks, verdict, said):
     result = exposure_result("X1", found, CLAIM)
     assert result.verdict == verdict
     assert said in result.headline
+
+
+def test_a_claim_allows_more_exposure_than_chance_and_never_more_than_can_be_seen():
+    chance = np.log2((REFERENCES + 1) / np.arange(1, REFERENCES + 2)).mean()
+    allowed = [allowed_bits(1, Claim(e, 1e-12, 4, e)) for e in (0.0, 0.5, 2.0, 30.0)]
+    assert allowed[0] == pytest.approx(chance)
+    # Bits that a likelihood ratio of exp(epsilon) is worth.
+    assert allowed[2] - allowed[0] == pytest.approx(2.0 / math.log(2), abs=0.1)
+    assert allowed == sorted(allowed)
+    assert allowed[-1] == math.log2(REFERENCES + 1)
+    assert allowed_bits(4, CLAIM) == allowed_bits(1, Claim(8.0, group_delta(4, 2.0, 1e-5), 4, 8.0))
+    assert allowed_bits(1, Claim(None, 1e-5, 4, None)) is None
+    result = exposure_result("X1", [ranked(times, 1) for times in REPETITIONS], CLAIM)
+    assert result.measures[0].limit == allowed_bits(1, CLAIM)
+    assert "the claim allows 4.3" in result.headline
 
 
 def test_too_few_secrets_do_not_pass():

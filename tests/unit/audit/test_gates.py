@@ -146,3 +146,26 @@ def test_a_measure_without_an_interval_is_not_decided(name: str) -> None:
     found = gate(kind, bare, **{kind: 0.9})
     assert not found.passed
     assert found.measured is None
+
+
+def test_a_test_that_was_cut_leaves_the_gates_of_its_tier_undecided() -> None:
+    cards = (*CARDS, card("M1", "records"), card("M2", "records"), card("B1", "bias"))
+    results = (
+        result("D1", Verdict.PASS, measure("epsilon-proven", 1.0, limit=8.0)),
+        result("M1", Verdict.PASS, measure("membership-auc", 0.5, high=0.55)),
+        result("B1", Verdict.PASS, measure("accuracy-gap", 0.0, low=0.0)),
+        result("D2", Verdict.INCONCLUSIVE),
+        result("M2", Verdict.INCONCLUSIVE),
+    )
+    config = federation({"max_membership_auc": 0.6, "max_gap": 0.1, "conformance": False})
+
+    def passed(*cut: str) -> list[str]:
+        gates = gates_of(config, results, cards=cards, cut=cut)
+        assert all(gate.passed or "Not decided" in gate.reason for gate in gates)
+        return [gate.name for gate in gates if gate.passed]
+
+    assert passed() == ["epsilon_proven_within_claim", "max_membership_auc", "max_gap"]
+    assert passed("M2") == ["epsilon_proven_within_claim", "max_gap"]
+    assert passed("D2") == ["max_membership_auc", "max_gap"]
+    with pytest.raises(AuditError, match="X9"):
+        passed("X9")

@@ -15,6 +15,7 @@ from audit.intervals import (
     permutation_p,
     rank_p_value,
     smallest_gap,
+    student,
     wilson,
 )
 from audit.verdicts import Interval
@@ -193,3 +194,12 @@ def test_the_smallest_gap_shrinks_with_records_and_grows_with_what_is_asked() ->
 def test_what_no_statistic_is_defined_for_is_refused(call: Callable[[], object]) -> None:
     with pytest.raises(ScoreError, match="expected"):
         call()
+
+
+def test_the_t_interval_of_a_few_repetitions_covers() -> None:
+    rng = np.random.default_rng(13)
+    found = [student(rng.normal(0.3, 0.2, 5)) for _ in range(2000)]
+
+    assert 0.935 < np.mean([one.low <= 0.3 <= one.high for one in found]) < 0.965
+    with pytest.raises(ScoreError, match="alike"):
+        student(np.ones(5))

@@ -79,6 +79,17 @@ def test_the_smallest_auc_is_found_as_often_as_stated(sizes: tuple[int, int]) ->
     assert at_most(found(0.5), 400, 0.03)
 
 
+@pytest.mark.parametrize("sizes", [(60, 60), (500, 40)])
+def test_the_smallest_auc_beyond_another_is_found_as_often_as_stated(
+    sizes: tuple[int, int],
+) -> None:
+    auc = smallest_auc(*sizes, power=0.8, alpha=0.05, beyond=0.6)
+    found = sum(delong(*drawn(auc, *sizes, seed)).interval.low > 0.6 for seed in range(400))
+
+    assert auc > smallest_auc(*sizes, power=0.8, alpha=0.05)
+    assert at_least(found, 400, 0.8)
+
+
 def paired(seed: int, gain: float) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     rng = np.random.default_rng([seed, 11])
     truth = np.arange(200) < 100

@@ -16,6 +16,7 @@ from audit.membership.attacks import (
     References,
 )
 from audit.membership.claims import largest_auc
+from audit.membership.findings import ALPHA, BEYOND_ALPHA, draws_for
 from audit.membership.observations import Observation, observe
 from audit.membership.strata import OVERALL, Stratum, auc_over, exceeds, permutation_p_values
 from audit.membership.targets import targets_of
@@ -279,3 +280,19 @@ def test_randomised_response_reaches_the_largest_auc_and_no_more():
     truthful = math.exp(1.5) / (1 + math.exp(1.5))
     assert largest_auc(1.5, 0.0) == pytest.approx(truthful)
     assert largest_auc(1.4, 0.0) < truthful
+
+
+def test_another_seed_hardly_moves_a_p_value_at_the_threshold() -> None:
+    tests = 12
+    inside, outside = (norm.ppf((np.arange(n) + 0.5) / n) for n in (150, 50))
+    draws = draws_for(tests, ALPHA, BEYOND_ALPHA)
+    # Near alpha after a correction for twelve tests.
+    scores = np.concatenate([inside + 0.43, outside])
+    stratum = Stratum("a", np.arange(200) < 150, {"x": scores})
+    found = [
+        permutation_p_values([stratum], ["x"], np.random.default_rng(seed), draws=draws)["x", ""]
+        for seed in range(30)
+    ]
+
+    assert 0.1 * ALPHA < tests * np.mean(found) < 10 * ALPHA
+    assert np.std(found) < 0.2 * max(np.mean(found), ALPHA / tests)

@@ -11,6 +11,7 @@ import pytest
 from audit.report.build import assemble_report, build_report
 from audit.report.document import Report, sign_report, verify_report
 from audit.report.privacy_statement import best_guess
+from audit.report.risks import risks_of
 from audit.report.words import at_least, at_most, number, percent
 from audit.subject import Subject, open_subject
 from audit.suite import SuiteOutcome
@@ -162,6 +163,54 @@ def test_a_failed_test_is_a_risk_and_an_undecided_one_too(subject: Subject) -> N
     assert all(risk.decision == "" for risk in risks)
 
 
+def test_of_several_records_of_a_person_no_promise_is_stated_that_is_none(
+    subject: Subject,
+) -> None:
+    privacy = built(subject).privacy
+    few, many = (
+        next(
+            risk.risk
+            for risk in risks_of(
+                (),
+                privacy.model_copy(
+                    update={
+                        "sites": (
+                            privacy.sites[0].model_copy(update={"epsilon": epsilon, "delta": 1e-5}),
+                        )
+                    }
+                ),
+                records_at_hand=False,
+            )
+            if "several records" in risk.risk
+        )
+        for epsilon in (1.0, 8.0)
+    )
+    assert "two records by one of 2 at a delta of 5.44e-5" in few  # 2 e 1e-5
+    assert "three by one of 3 at a delta of 0.000222" in few  # 3 e^2 1e-5
+    assert "two records by one of 16 at a delta of 0.0597" in many  # 2 e^8 1e-5
+    assert "three nothing is promised" in many
+
+
+def test_undecided_tests_of_a_run_without_privacy_are_backed_by_no_promise(
+    subject: Subject,
+) -> None:
+    report = built(subject)
+    undecided = [
+        risk.safeguard
+        for private in (True, False)
+        for risk in risks_of(
+            report.tests,
+            report.privacy.model_copy(update={"private": private}),
+            records_at_hand=False,
+        )
+        if "could not rule out" in risk.risk
+    ]
+    assert undecided == [
+        "What is promised holds whatever these tests saw.",
+        "None: nothing is promised that would hold instead.",
+    ]
+
+
 def test_the_first_page_says_the_worst(subject: Subject) -> None:
     good = rich_outcome().results[0]
     bad = good.model_copy(update={"verdict": Verdict.FAIL, "headline": "There is no noise."})
@@ -182,7 +231,9 @@ def test_without_gates_and_with_a_pass_the_first_page_is_calm(subject: Subject) 
     assert report.conclusion.verdict is Verdict.PASS
     assert report.released
     undecided = good.model_copy(update={"verdict": Verdict.INCONCLUSIVE, "test": "D1"})
-    assert built(calm, outcome_of(good, undecided)).conclusion.verdict is Verdict.INCONCLUSIVE
+    open_ = built(calm, outcome_of(good, undecided)).conclusion
+    assert open_.verdict is Verdict.INCONCLUSIVE
+    assert open_.title == "No test failed, but 1 test came to no verdict"
 
 
 def test_a_built_report_can_be_signed(subject: Subject) -> None:

@@ -181,7 +181,7 @@ def test_a_round_s_line_that_a_power_failure_took_is_written_again(
 
     with monkeypatch.context() as patch:
         patch.setattr("coordinator.run_directory.os.fsync", noted)
-        killed = _killed_at(RunDirectory.append, 2 * kept + 1, after=True)
+        killed = _killed_at(RunDirectory.append, 2 * kept + 2, after=True)
         patch.setattr(RunDirectory, "append", killed)
         with pytest.raises(Killed):
             _run(_config(), sites, tmp_path)
@@ -212,6 +212,7 @@ def test_what_a_site_may_see_and_what_ends_a_run_is_synced(
     _run(_config(num_rounds=2), Sites(), tmp_path)
 
     assert appended == [
+        ("begun", False),
         ("round", False),
         ("attempt", True),
         ("round", False),

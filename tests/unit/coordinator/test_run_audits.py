@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import coordinator.service.run_audits as module
+from audit.attestation.run_log import parse_signed_log
 from audit.federated_counts import read_document
 from coordinator.audit_exchange import Gathered
 from coordinator.service.export import export_run
@@ -22,7 +23,11 @@ from core.errors import ServiceError
 from core.messages import LedgerHead, SpentBudget
 from core.parameters import to_arrays
 from core.wire.documents import CountsStatus
+from privacy.ledger import Ledger
+from privacy.log_witnesses import LogHolder, witness
+from privacy.signing import SiteKey
 from tests.support.office import Office, make_folder
+from tests.support.run_logs import round_line
 from tests.support.service_grid import ServiceGrid
 from tests.support.sites import Sites, config_of
 
@@ -140,6 +145,32 @@ def test_counts_are_written_beside_the_run_and_exported(bench: Bench, tmp_path: 
     export_run(bench.folder, bench.run_id, tmp_path / "out")
     assert (tmp_path / "out" / AUDIT_FILE).read_bytes() == path.read_bytes()
     assert (tmp_path / "out" / SEED_FILE).stat().st_mode & 0o077 == 0
+
+
+def test_a_site_that_signs_another_log_spoils_no_other_s_signature(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.finish_run()
+
+    def lie(grid: Any, nodes: Any, order: AuditOrder, arrays: Any, **settings: Any) -> Gathered:
+        found = bench._gather(grid, nodes, order, arrays, **settings)
+        with Ledger.open(tmp_path / "south.sqlite", site="south") as ledger:
+            line = round_line(1, {"south": ledger.head()})
+            other = LogHolder(order.run_id, SiteKey.generate(), line + b"\n")
+            signed = {"north": "no json", "south": witness(ledger, other.order("south"))}
+        replies = {
+            name: reply.model_copy(update={"cosignature": signed[name]})
+            for name, reply in found.replies.items()
+        }
+        return Gathered(replies, {})
+
+    monkeypatch.setattr(module, "gather", lie)
+    status = bench.audit()
+    assert (status.state, status.replied) == ("finished", ("north", "south"))
+    log = parse_signed_log((bench.folder.run(bench.run_id) / "log.signed").read_bytes())
+    assert log.cosignatures == ()
+    assert "site north did not sign" in caplog.text
+    assert "site south did not sign" in caplog.text
 
 
 def test_sites_are_asked_again_only_on_purpose(bench: Bench) -> None:

@@ -40,3 +40,12 @@ def test_something_else_in_its_place_is_refused(tmp_path: Path, text: str) -> No
 
     with pytest.raises(AuditError, match="expected the audit's seed in"):
         AuditSeed.of_folder(tmp_path)
+
+
+def test_the_seed_of_a_run_that_has_begun_is_never_drawn_anew(tmp_path: Path) -> None:
+    with pytest.raises(AuditError, match="No such file"):
+        AuditSeed.existing(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+    drawn = AuditSeed.of_folder(tmp_path)
+    assert AuditSeed.existing(tmp_path).reveal() == drawn.reveal()

@@ -115,6 +115,20 @@ def test_each_leaf_is_proven_at_its_place_and_at_no_other(size: int) -> None:
                 refused(verify_inclusion, leaves[other], index, size, proof, root)
 
 
+def test_a_path_does_not_show_how_many_leaves_there_are_and_all_lines_do() -> None:
+    """A limit that is said: who signs a size and a root together can lie about the size."""
+    leaves = numbered(4)
+    root = root_of(leaves)
+    proof = ProvingTree(leaves).inclusion_proof(0, 4)
+    verify_inclusion(leaves[0], 0, 3, proof, root)
+    assert root_of(leaves[:3]) != root
+    # Neither an inner node for a leaf nor a place past the end.
+    inner = ProvingTree(leaves).root(2)
+    refused(verify_inclusion, inner, 0, 4, [proof[1]], root)
+    refused(verify_inclusion, EMPTY_ROOT, 0, 0, [], EMPTY_ROOT)
+    refused(verify_inclusion, leaves[0], -1, 4, proof, root)
+
+
 @pytest.mark.parametrize("size", range(1, 34))
 def test_each_older_tree_is_continued_and_no_other(size: int) -> None:
     leaves = numbered(size)

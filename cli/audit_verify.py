@@ -13,7 +13,9 @@ from rich.table import Table
 from audit.attestation.verify import verify_audit
 from audit.report.compare import compare
 from audit.report.document import Comparison
+from audit.report.words import number
 from audit.report.writing import read_report
+from audit.verdicts import Verdict
 from cli.auditor_folder import AUDITOR_FILE, KEY_FILE, make_auditor, read_auditor
 from privacy.identities.clock import utc_now
 
@@ -98,9 +100,18 @@ def _print(found: Comparison) -> None:
     for heading in ("what", "before", "after"):
         table.add_column(heading)
     for verdict in found.verdicts:
-        table.add_row(f"{verdict.test}: verdict", str(verdict.before), str(verdict.after))
+        table.add_row(f"{verdict.test}: verdict", _said(verdict.before), _said(verdict.after))
     for measure in found.measures:
-        table.add_row(f"{measure.test}: {measure.measure}", str(measure.before), str(measure.after))
+        name = f"{measure.test}: {measure.measure}"
+        table.add_row(name, _figure(measure.before), _figure(measure.after))
     for other in found.others:
         table.add_row(other.what, other.before, other.after)
     console.print(table)
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else number(value)
+
+
+def _said(verdict: Verdict | None) -> str:
+    return "not run" if verdict is None else str(verdict)

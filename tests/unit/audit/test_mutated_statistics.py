@@ -43,7 +43,7 @@ INTERVALS = (
     ("np.sort(others)[-allowed - 1]", "np.sort(members)[-allowed - 1]"),
     ("if allowed < MIN_ABOVE_THRESHOLD:", "if allowed < 1:"),
     ("gap - tolerance < error * null + hit * deviation", "gap - tolerance < error * null"),
-    ("< error * deviation(0.5, n_pos, n_neg) + hit * wider", "< error * deviation(0.5, n_pos, n_neg)"),
+    ("< error * wider(beyond) + hit * wider(auc)", "< error * wider(beyond)"),
     ("members[item] for item in chosen", "members[item] for item in range(len(chosen))"),
 )  # fmt: skip
 

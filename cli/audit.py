@@ -39,7 +39,7 @@ def _add_run(tools: Commands) -> None:
         "--suite",
         choices=("conformance", "quick", "full"),
         default="quick",
-        help="which tests: seconds, minutes, a quarter of an hour (default: quick)",
+        help="which tests; full trains models of its own (default: quick)",
     )
     run.add_argument(
         "--output", type=Path, metavar="DIR", help="a new folder (default: RUN/audit-SUITE)"
